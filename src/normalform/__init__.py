@@ -1,5 +1,22 @@
 """Every normalization from one idea: which elements share a mean and a variance."""
 
-from normalform import reference as reference
+from normalform import functional as functional
+from normalform.functional import norm as norm
+from normalform.layers import BatchNorm1d as BatchNorm1d
+from normalform.layers import BatchNorm2d as BatchNorm2d
+from normalform.layers import BatchNorm3d as BatchNorm3d
+from normalform.layers import GhostBatchNorm1d as GhostBatchNorm1d
+from normalform.layers import GhostBatchNorm2d as GhostBatchNorm2d
+from normalform.layers import GhostBatchNorm3d as GhostBatchNorm3d
+from normalform.layers import GroupNorm as GroupNorm
+from normalform.layers import InstanceNorm1d as InstanceNorm1d
+from normalform.layers import InstanceNorm2d as InstanceNorm2d
+from normalform.layers import InstanceNorm3d as InstanceNorm3d
+from normalform.layers import LayerNorm as LayerNorm
+from normalform.layers import RMSNorm as RMSNorm
+from normalform.layers import SwitchNorm1d as SwitchNorm1d
+from normalform.layers import SwitchNorm2d as SwitchNorm2d
+from normalform.layers import SwitchNorm3d as SwitchNorm3d
+from normalform.layers import get_norm_layer as get_norm_layer
 from normalform.recipes import Recipe as Recipe
 from normalform.recipes import recipe as recipe

@@ -83,6 +83,11 @@ class Cells:
         positions = self.positions if self.spatial else 1
         return tuple(run.block * channels * positions for run in self.runs)
 
+    def planes(self, spatial: bool) -> Cells:
+        """The finest cells that these are made of: one for each sample and channel."""
+        runs = (Run(0, self.shape[0], 1),)
+        return replace(self, runs=runs, groups=self.shape[1], spatial=spatial)
+
 
 @dataclass(frozen=True)
 class Recipe:

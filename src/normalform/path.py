@@ -1,0 +1,342 @@
+"""The one path every norm takes, from a recipe and a tensor to the result.
+
+Check, lay the recipes over the shape, bring the axes into the order (n, c, *s), hand over to a
+kernel, update running statistics.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from normalform import kernels
+from normalform.kernels.plan import Moments, Plan, population
+from normalform.recipes import Cells, Recipe, named, recipe
+
+BATCH, INSTANCE, GROUP = named("batch"), named("instance"), named("group")
+ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
+
+
+def exporting() -> bool:
+    """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def grouped(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    kernel: str,
+    who: object,
+) -> Tensor:
+    """:func:`normalform.functional.group_norm`, with ``who`` to name in errors."""
+    if input.ndim < 2:
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.ndim}: "
+            f"{who} takes (N, C, *)"
+        )
+    require_float(input, who)
+    samples, channels = input.shape[:2]
+    if num_groups < 1:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    if channels % num_groups:
+        raise RuntimeError(
+            "Expected number of channels in input to be divisible by num_groups, but got input of "
+            f"shape {list(input.shape)} and num_groups={num_groups} ({who})"
+        )
+    # PyTorch refuses one value per group only in a batch of one; so do we.
+    if samples * channels // num_groups * math.prod(input.shape[2:]) == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size "
+            f"{list(input.shape)}: every group of {who} holds one value, which has no variance. "
+            "Use fewer groups or a larger input"
+        )
+    return blend(input, (_grouped_by(num_groups),), weight, bias, eps, kernel=kernel, who=who)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+    *,
+    kernel: str,
+    who: object,
+) -> Tensor:
+    """:func:`normalform.functional.batch_norm`, with ``who`` to name in errors."""
+    if training and eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    return running_norm(
+        input, (BATCH,), running_mean, running_var, weight, bias, training, momentum, eps,
+        kernel=kernel, who=who,
+    )  # fmt: skip
+
+
+def running_norm(
+    input: Tensor,
+    recipes: tuple[Recipe, ...],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float | Tensor,
+    eps: float,
+    *,
+    logits: Moments | None = None,
+    kernel: str = "auto",
+    who: object,
+) -> Tensor:
+    """A norm with running statistics, with ``who`` to name in errors."""
+    require_float(input, who)
+    if input.ndim < 2:
+        raise ValueError(f"{who} takes (N, C, *), got an input of shape {list(input.shape)}")
+    if (running_mean is None) != (running_var is None):
+        raise (ValueError if use_input_stats else RuntimeError)(
+            "running_mean and running_var must either both be None or neither be None"
+        )
+    tracked = tracked_branch(recipes) if logits is not None else 0
+    given = not use_input_stats and tracked is not None
+    if given and running_mean is None:
+        raise RuntimeError(f"running_mean and running_var must be defined in evaluation mode ({who})")
+    if not given and logits is None:
+        _require_values(input.shape, recipes[0], who)
+    buffers = None if running_mean is None or running_var is None else (running_mean, running_var)
+    return blend(
+        input, recipes, weight, bias, eps, logits=logits, running=buffers, tracked=tracked,
+        given=given, momentum=momentum, kernel=kernel, who=who,
+    )  # fmt: skip
+
+
+def blend(
+    x: Tensor,
+    recipes: tuple[Recipe, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    params: str = "c",
+    logits: Moments | None = None,
+    running: Moments | None = None,
+    tracked: int | None = None,
+    given: bool = False,
+    momentum: float | Tensor = 0.1,
+    kernel: str = "auto",
+    who: object = "norm",
+) -> Tensor:
+    """The one path every norm takes. ``tracked`` is the branch with running statistics.
+
+    They are used in its place where ``given``, and updated from it otherwise.
+    """
+    layout = [_cells(r, x.shape) for r in recipes]
+    order = layout[0].order
+    dims = recipes[0].param_dims(x.ndim, params)
+    weight = _param(weight, "weight", x, dims, order, who)
+    bias = _param(bias, "bias", x, dims, order, who)
+    channel = layout[0].shape[1]
+    if running is not None:
+        for name, buffer in zip(("running_mean", "running_var"), running, strict=True):
+            if buffer.numel() != channel:
+                raise RuntimeError(
+                    f"{name} should contain {channel} elements not {buffer.numel()}: the input of "
+                    f"shape {list(x.shape)} has {channel} channels ({who})"
+                )
+    branches = [None if given and k == tracked else cells for k, cells in enumerate(layout)]
+    if logits is not None:
+        branches, logits = _drop_single_values(branches, logits, x, who)
+    z = x if order == tuple(range(x.ndim)) else x.permute(order)
+    if x.numel() == 0:
+        y = _affine(z, weight, bias)
+    else:
+        plan = Plan.of(tuple(branches), eps)
+        constants = None
+        if given and running is not None:
+            shape = (1, channel) + (1,) * (x.ndim - 2)
+            constants = tuple(kernels.wide(t.detach()).reshape(shape) for t in running)
+        y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
+        if running is not None and tracked is not None and not given and plan.base is not None:
+            update(running, population(compact, layout[tracked], plan.base), momentum)
+    if z is not x:
+        y = y.permute([order.index(d) for d in range(x.ndim)])
+    return y if x.is_contiguous() or _is_channels_last(x) else y.contiguous()
+
+
+def rows(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    recipe: Recipe,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    kernel: str,
+    who: object,
+) -> Tensor:
+    """A norm over the trailing axes: rows of one ``n [c]``."""
+    shape = tuple(normalized_shape)
+    if not shape:
+        raise RuntimeError(
+            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
+            f"element, but got normalized_shape = [] ({who})"
+        )
+    if tuple(input.shape[-len(shape) :]) != shape:
+        expected = ", ".join(map(str, ("*", *shape)))
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [{expected}], "
+            f"but got input of size{list(input.shape)} ({who})"
+        )
+    require_float(input, who)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and tuple(value.shape) != shape:
+            raise RuntimeError(
+                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                f"{list(value.shape)} and normalized_shape = {list(shape)} ({who})"
+            )
+    if input.numel() == 0:
+        return _affine(input, weight, bias)
+    weight = None if weight is None else weight.flatten()
+    bias = None if bias is None else bias.flatten()
+    flat = input.contiguous().view(-1, math.prod(shape))
+    return blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
+
+
+def update(running: Moments, batch: Moments, momentum: float | Tensor) -> None:
+    """``running = (1 - momentum) * running + momentum * batch``, only where that is finite."""
+    with torch.no_grad():
+        for name, buffer, value in zip(("running_mean", "running_var"), running, batch, strict=True):
+            value = value.detach().to(buffer.device).reshape(buffer.shape)
+            wide = buffer.to(value.dtype)
+            moved = (wide * (1 - momentum) + value * momentum).to(buffer.dtype)
+            finite = moved.isfinite()
+            buffer.copy_(torch.where(finite, moved, buffer))
+            # Asking an accelerator would stop it once a step.
+            if buffer.device.type == "cpu" and kernels.is_plain(moved) and not finite.all():
+                warnings.warn(
+                    f"{name}: {int((~finite).sum())} of {finite.numel()} channels kept their old "
+                    "value, the new one was not finite: the input holds nan, inf or values too large",
+                    stacklevel=5,
+                )
+
+
+def read(item: str | Recipe, center: bool = True, **sizes: int) -> Recipe:
+    """A recipe from a name, notation or recipe, and sizes."""
+    return _read(item, center, tuple(sizes.items()))
+
+
+@lru_cache(maxsize=1024)
+def _read(item: str | Recipe, center: bool, sizes: tuple[tuple[str, int], ...]) -> Recipe:
+    return recipe(named(item), center=center, **dict(sizes))
+
+
+@lru_cache(maxsize=1024)
+def _grouped_by(groups: int) -> Recipe:
+    return GROUP.bind(g=groups)
+
+
+def tracked_branch(recipes: Sequence[Recipe]) -> int | None:
+    """The branch that averages over samples: the one that running statistics can stand for."""
+    return next((k for k, r in enumerate(recipes) if "n" in r.over), None)
+
+
+def require_float(x: Tensor, who: object) -> None:
+    """Refuse what has no mean and variance in its own type."""
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{who} normalizes floating point tensors, got {x.dtype}: convert it first, x.float()"
+        )
+
+
+def _require_values(shape: torch.Size, recipe: Recipe, who: object) -> None:
+    """Refuse one value a cell, in PyTorch's words and with the ways out."""
+    batch = "n" in recipe.over
+    values = math.prod(shape[2:]) * (shape[0] if batch else 1)
+    if values != 1:
+        return
+    if batch:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size "
+            f"{shape}: one value has no variance ({who}). Use a larger batch or image, "
+            "or the running statistics: eval()"
+        )
+    raise ValueError(
+        f"Expected more than 1 spatial element when training, got input size {shape}: one value has "
+        f"no variance ({who}). Use a larger image, or a norm with larger cells, such as group norm"
+    )
+
+
+def _drop_single_values(
+    branches: list[Cells | None], logits: Moments, x: Tensor, who: object
+) -> tuple[list[Cells | None], Moments]:
+    """Leave out the branches of a blend whose cells hold one value."""
+    for logit in logits:
+        if logit.numel() != len(branches):
+            raise RuntimeError(
+                f"{who}: {len(branches)} branches need as many logits, got {logit.numel()}"
+            )
+    kept = [k for k, cells in enumerate(branches) if cells is None or max(cells.counts) != 1]
+    if not kept:
+        raise ValueError(
+            f"{who}: every branch has one value a cell in an input of shape {list(x.shape)}, and one "
+            "value has no variance. Use a larger batch or image, or blend norms with larger cells"
+        )
+    if len(kept) == len(branches):
+        return branches, logits
+    return [branches[k] for k in kept], (logits[0][kept], logits[1][kept])
+
+
+def _param(
+    value: Tensor | None,
+    name: str,
+    x: Tensor,
+    dims: tuple[int, ...],
+    order: tuple[int, ...],
+    who: object,
+) -> Tensor | None:
+    """Weight or bias along ``dims`` of x, made to broadcast against x (n, c, *s)."""
+    if value is None:
+        return None
+    sizes = [x.shape[d] for d in dims]
+    if value.numel() != math.prod(sizes):
+        raise RuntimeError(
+            f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has the shape "
+            f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
+        )
+    full = value.reshape([size if d in dims else 1 for d, size in enumerate(x.shape)])
+    return full.permute(order)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What is left of a norm of an empty tensor: an empty result, and gradients of zeros."""
+    y = x.clone() if weight is None else x * weight.to(x.dtype)
+    return y if bias is None else y + bias.to(x.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _cached_cells(recipe: Recipe, shape: torch.Size) -> Cells:
+    return recipe.cells(shape)
+
+
+def _cells(recipe: Recipe, shape: torch.Size) -> Cells:
+    if torch.compiler.is_compiling() or any(type(size) is not int for size in shape):
+        return recipe.cells(shape)
+    return _cached_cells(recipe, shape)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    if x.ndim == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
