@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from normalform import kernels
-from normalform.kernels.plan import Moments, Plan, population
+from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Cells, Recipe, named, recipe
 
 BATCH, INSTANCE, GROUP = named("batch"), named("instance"), named("group")
@@ -97,7 +97,7 @@ def running_norm(
     momentum: float | Tensor,
     eps: float,
     *,
-    logits: Moments | None = None,
+    logits: Pair | None = None,
     kernel: str = "auto",
     who: object,
 ) -> Tensor:
@@ -130,8 +130,8 @@ def blend(
     eps: float,
     *,
     params: str = "c",
-    logits: Moments | None = None,
-    running: Moments | None = None,
+    logits: Pair | None = None,
+    running: Pair | None = None,
     tracked: int | None = None,
     given: bool = False,
     momentum: float | Tensor = 0.1,
@@ -166,7 +166,7 @@ def blend(
         constants = None
         if given and running is not None:
             shape = (1, channel) + (1,) * (x.ndim - 2)
-            constants = tuple(kernels.wide(t.detach()).reshape(shape) for t in running)
+            constants = tuple(wide(t.detach()).reshape(shape) for t in running)
         y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
         if running is not None and tracked is not None and not given and plan.base is not None:
             update(running, population(compact, layout[tracked], plan.base), momentum)
@@ -214,22 +214,28 @@ def rows(
     return blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
 
 
-def update(running: Moments, batch: Moments, momentum: float | Tensor) -> None:
+def update(running: Pair, batch: Pair, momentum: float | Tensor) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, only where that is finite."""
     with torch.no_grad():
-        for name, buffer, value in zip(("running_mean", "running_var"), running, batch, strict=True):
-            value = value.detach().to(buffer.device).reshape(buffer.shape)
-            wide = buffer.to(value.dtype)
-            moved = (wide * (1 - momentum) + value * momentum).to(buffer.dtype)
-            finite = moved.isfinite()
-            buffer.copy_(torch.where(finite, moved, buffer))
-            # Asking an accelerator would stop it once a step.
-            if buffer.device.type == "cpu" and kernels.is_plain(moved) and not finite.all():
-                warnings.warn(
-                    f"{name}: {int((~finite).sum())} of {finite.numel()} channels kept their old "
-                    "value, the new one was not finite: the input holds nan, inf or values too large",
-                    stacklevel=5,
-                )
+        for name, buffer, new in zip(("running_mean", "running_var"), running, batch, strict=True):
+            new = new.to(buffer.device).view(buffer.shape)
+            new = torch.lerp(buffer.to(new.dtype), new, momentum).to(buffer.dtype)
+            finite = new.isfinite()
+            # Asking an accelerator would stop it once a step, so only a CPU warns.
+            if buffer.device.type == "cpu" and kernels.is_plain(new):
+                if finite.all():
+                    buffer.copy_(new)
+                    continue
+                _warn_not_finite(name, int((~finite).sum()), finite.numel())
+            buffer.copy_(torch.where(finite, new, buffer))
+
+
+def _warn_not_finite(name: str, bad: int, total: int) -> None:
+    warnings.warn(
+        f"{name}: {bad} of {total} channels kept their old value, the new one was not finite: "
+        "the input holds nan, inf or values too large",
+        stacklevel=6,
+    )
 
 
 def read(item: str | Recipe, center: bool = True, **sizes: int) -> Recipe:
@@ -279,8 +285,8 @@ def _require_values(shape: torch.Size, recipe: Recipe, who: object) -> None:
 
 
 def _drop_single_values(
-    branches: list[Cells | None], logits: Moments, x: Tensor, who: object
-) -> tuple[list[Cells | None], Moments]:
+    branches: list[Cells | None], logits: Pair, x: Tensor, who: object
+) -> tuple[list[Cells | None], Pair]:
     """Leave out the branches of a blend whose cells hold one value."""
     for logit in logits:
         if logit.numel() != len(branches):
@@ -316,7 +322,7 @@ def _param(
             f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
         )
     full = value.reshape([size if d in dims else 1 for d, size in enumerate(x.shape)])
-    return full.permute(order)
+    return full if order == tuple(range(x.ndim)) else full.permute(order)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 
 from normalform.kernels import eager, two_float
-from normalform.kernels.plan import Moments, Plan, coefficients, spread
+from normalform.kernels.plan import (
+    Coefficients,
+    Moments,
+    Pair,
+    Plan,
+    Terms,
+    coefficients,
+    has_float64,
+    of_values,
+    spread,
+)
+from normalform.recipes import Cells
 
 KERNELS: dict[str, ModuleType] = {"eager": eager, "two_float": two_float}
 
 
-def choose(kernel: str, device: torch.device) -> str:
+def choose(kernel: str, x: Tensor) -> str:
     """The name of the kernel that runs: ``kernel`` itself, or for ``"auto"`` the best one here.
 
     ``two_float`` is for devices without float64; it can be asked for anywhere.
     """
     if kernel == "auto":
-        return "eager" if has_float64(device) else "two_float"
+        return "eager" if has_float64(x.device) else "two_float"
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; known: auto, {', '.join(KERNELS)}")
+    if kernel == "two_float" and x.dtype == torch.float64:
+        raise ValueError('kernel "two_float" carries 48 bits, fewer than float64 input; use "auto"')
     return kernel
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether tensors of float64 exist on the device."""
-    return device.type != "mps"
-
-
-def wide(t: Tensor) -> Tensor:
-    """Small arrays: in float64, on the CPU where their device has none."""
-    return t.to(torch.float64) if has_float64(t.device) else t.cpu().to(torch.float64)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -58,24 +61,24 @@ def normalize(
     plan: Plan,
     weight: Tensor | None,
     bias: Tensor | None,
-    logits: Moments | None,
-    running: Moments | None,
+    logits: Pair | None,
+    running: Pair | None,
     kernel: str,
 ) -> tuple[Tensor, list[Moments]]:
     """Normalize x (n, c, *s), and the compact moments that were taken from it.
 
-    Everything broadcasts against x. ``running`` holds the statistics of branches that are given,
-    ``logits`` those of mean and variance where branches are blended.
+    Everything broadcasts against x. ``running`` holds the mean and variance of branches that are
+    given, ``logits`` those of mean and variance where branches are blended.
     """
-    name = choose(kernel, x.device)
+    passes = KERNELS[choose(kernel, x)]
     if not is_plain(x, weight, bias, *(logits or ()), *(running or ())):
         return composite(x, plan, weight, bias, logits, running)
-    passes = KERNELS[name]
     with torch.no_grad():
         compact: list[Moments] = passes.moments(x, plan.base) if plan.base is not None else []
-    flat = [t for pair in compact for t in pair]
-    y = _Normalize.apply(passes, plan, x, weight, bias, *(logits or (None, None)), running, *flat)
-    return y, compact
+    inputs = (x, weight, bias, *(logits or (None, None)))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _Normalize.apply(passes, plan, running, compact, *inputs), compact
+    return passes.apply(x, coefficients(compact, running, logits, plan), weight, bias), compact
 
 
 def composite(
@@ -83,20 +86,20 @@ def composite(
     plan: Plan,
     weight: Tensor | None,
     bias: Tensor | None,
-    logits: Moments | None,
-    running: Moments | None,
+    logits: Pair | None,
+    running: Pair | None,
 ) -> tuple[Tensor, list[Moments]]:
     """The same in operators that torch differentiates, any number of times, and traces.
 
     x is cast once: autograd rounds the gradient of each cast to the input's type, and two rounded
     terms that cancel would leave nothing of dx.
     """
-    work = x.to(work_dtype(x))
-    compact = eager.moments(work, plan.base) if plan.base is not None else []
+    wide = x.to(work_dtype(x))
+    compact = of_values(wide, plan.base) if plan.base is not None else []
     if running is not None:
-        running = running[0].to(work), running[1].to(work)
-    mean, rstd = coefficients(compact, running, logits, plan)
-    return eager.apply(work, mean, rstd, weight, bias).to(x.dtype), compact
+        running = running[0].to(wide), running[1].to(wide)
+    at = coefficients(compact, running, logits, plan)
+    return eager.apply(wide, at, weight, bias).to(x.dtype), compact
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
@@ -112,94 +115,96 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         passes: ModuleType,
         plan: Plan,
+        running: Pair | None,
+        compact: list[Moments],
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         mean_logits: Tensor | None,
         var_logits: Tensor | None,
-        running: Moments | None,
-        *compact: Tensor,
     ) -> Tensor:
-        mean, rstd = coefficients(_pairs(compact), running, _both(mean_logits, var_logits), plan)
-        ctx.save_for_backward(x, weight, bias, mean_logits, var_logits, *compact)
+        ctx.save_for_backward(x, weight, bias, mean_logits, var_logits)
         ctx.passes, ctx.plan, ctx.running = passes, plan, running
-        return passes.apply(x, mean, rstd, weight, bias)
+        ctx.leaves = [m._replace(mean=_leaf(m.mean), var=_leaf(m.var)) for m in compact]
+        ctx.logits = [t if t is None else _leaf(t) for t in (mean_logits, var_logits)]
+        with torch.enable_grad():  # a graph of the small arrays, for their chain rule
+            ctx.at = coefficients(ctx.leaves, running, _both(*ctx.logits), plan)
+        return passes.apply(x, Coefficients(*(t.detach() for t in ctx.at)), weight, bias)
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
-        if torch.is_grad_enabled():  # somebody will differentiate this gradient again
-            grads = _differentiable_backward(ctx, dy)
-        else:
-            grads = _backward(ctx, dy)
-        return (None, None, *grads, None, *(None for _ in ctx.saved_tensors[5:]))
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        again = torch.is_grad_enabled()  # somebody will differentiate this gradient once more
+        grads = _differentiable_backward(ctx, dy) if again else _backward(ctx, dy)
+        return (None, None, None, None, *grads)
 
 
-def _backward(ctx, dy: Tensor) -> list[Tensor | None]:
-    x, weight, bias, *logits = ctx.saved_tensors[:5]
-    plan, passes = ctx.plan, ctx.passes
-    needs = dict(zip(("x", "weight", "bias", "mean", "var"), ctx.needs_input_grad[2:7], strict=True))
-    leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors[5:]]
-    logits = [t if t is None else t.detach().requires_grad_() for t in logits]
-    with torch.enable_grad():
-        pair = coefficients(_pairs(leaves), ctx.running, _both(*logits), plan)
-    mean, rstd = pair[0].detach(), pair[1].detach()
+def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    x, weight, bias, *_ = ctx.saved_tensors
+    plan, passes, needs = ctx.plan, ctx.passes, ctx.needs_input_grad[4:]
+    at = Coefficients(*(t.detach() for t in ctx.at))
 
-    joint = torch.broadcast_shapes(*(t.shape for t in (mean, rstd, weight, bias) if t is not None))
-    joint = (1,) * (x.ndim - len(joint)) + tuple(joint)
-    total, product = passes.sums(dy, x, mean, joint)
-    dweight = eager.sum_to(product * rstd, weight.shape).to(weight) if needs["weight"] else None
-    dbias = eager.sum_to(total, bias.shape).to(bias) if needs["bias"] else None
-
-    scale = rstd
+    joint = _joint_shape(x.ndim, at.mean, at.rstd, weight, bias)
+    total, product = passes.sums(dy, x, at, joint)
+    dweight = eager.sum_to(product * at.rstd, weight.shape).to(weight) if needs[1] else None
+    dbias = eager.sum_to(total, bias.shape).to(bias) if needs[2] else None
+    scale = at.rstd
     if weight is not None:
-        weight = weight.to(rstd)
-        total, product, scale = total * weight, product * weight, rstd * weight
-    small = eager.sum_to(-total * rstd, mean.shape), eager.sum_to(product, rstd.shape)
-    inputs = [*leaves, *(t for t in logits if t is not None)]
-    grads = _vjp(pair, inputs, small) if inputs else []
-    terms = _terms(leaves, grads, plan) if plan.base is not None else None
-    dx = passes.grad_input(dy, x, scale, terms) if needs["x"] else None
-    return [dx, dweight, dbias, *(grads[len(leaves) :] or (None, None))]
+        weight = weight.to(scale)
+        total, product, scale = total * weight, product * weight, scale * weight
+    dmean = eager.sum_to(-total * at.rstd, at.mean.shape)
+    drstd = eager.sum_to(product, at.rstd.shape)
+
+    inputs = [t for m in ctx.leaves for t in (m.mean, m.var)]
+    inputs += [t for t in ctx.logits if t is not None]
+    grads = _vjp((ctx.at.mean, ctx.at.rstd), inputs, (dmean, drstd))
+    terms = None if plan.base is None else _terms(ctx.leaves, grads, plan.base)
+    dx = passes.grad_input(dy, x, scale, terms) if needs[0] else None
+    return [dx, dweight, dbias, *(grads[2 * len(ctx.leaves) :] or (None, None))]
 
 
-def _vjp(outputs: Moments, inputs: list[Tensor], grads: Moments) -> list[Tensor]:
+def _leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_()
+
+
+def _joint_shape(ndim: int, *tensors: Tensor | None) -> tuple[int, ...]:
+    """What statistics and parameters vary over, together."""
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
+    return (1,) * (ndim - len(shape)) + tuple(shape)
+
+
+def _vjp(outputs: Pair, inputs: list[Tensor], grads: Pair) -> list[Tensor]:
     """The chain rule through the small arrays."""
-    used = [(t, g) for t, g in zip(outputs, grads, strict=True) if t.requires_grad]
+    used = [(t, g.expand_as(t)) for t, g in zip(outputs, grads, strict=True) if t.requires_grad]
+    if not used:
+        return [torch.zeros_like(t) for t in inputs]
     found = torch.autograd.grad(
-        [t for t, _ in used], inputs, [g.expand_as(t) for t, g in used], allow_unused=True
+        [t for t, _ in used], inputs, [g for _, g in used], retain_graph=True, allow_unused=True
     )
     return [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)]
 
 
-def _terms(
-    leaves: list[Tensor], grads: list[Tensor], plan: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
-    """m, slope = 2 dvar / n and offset = dmean / n, spread against x."""
-    cells = plan.base
-    assert cells is not None
-    means = [t.detach() for t in leaves[0::2]]
-    offsets = [g / n for g, n in zip(grads[0 : len(leaves) : 2], cells.counts, strict=True)]
-    slopes = [2 * g / n for g, n in zip(grads[1 : len(leaves) : 2], cells.counts, strict=True)]
-    if not cells.center:  # the mean is the constant 0
-        offsets = [torch.zeros_like(g) for g in offsets]
-    return spread(means, cells), spread(slopes, cells), spread(offsets, cells)
+def _terms(compact: list[Moments], grads: list[Tensor], cells: Cells) -> Terms:
+    """``slope = 2 dvar / n`` and ``offset = dmean / n``."""
+    pairs = list(zip(grads[0::2], grads[1::2], cells.counts, strict=False))
+    offset = spread([dmean / n for dmean, _, n in pairs], cells)
+    slope = spread([2 * dvar / n for _, dvar, n in pairs], cells)
+    shift = spread([m.shift for m in compact], cells)
+    mean = spread([m.mean.detach() for m in compact], cells)
+    # Without centring the mean is the constant 0.
+    return Terms(shift, mean, slope, offset if cells.center else torch.zeros_like(offset))
 
 
-def _differentiable_backward(ctx, dy: Tensor) -> list[Tensor | None]:
-    tensors = ctx.saved_tensors[:5]
-    wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[2:7], strict=True) if needed]
-    x, weight, bias, *logits = tensors
+def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    needs = ctx.needs_input_grad[4:]
+    x, weight, bias, *logits = ctx.saved_tensors[:5]
+    wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=False) if needed]
     y, _ = composite(x, ctx.plan, weight, bias, _both(*logits), ctx.running)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[2:7]]
+    return [next(found) if needed else None for needed in needs]
 
 
-def _pairs(flat) -> list[Moments]:
-    return list(zip(flat[0::2], flat[1::2], strict=True))
-
-
-def _both(mean: Tensor | None, var: Tensor | None) -> Moments | None:
+def _both(mean: Tensor | None, var: Tensor | None) -> Pair | None:
     return None if mean is None or var is None else (mean, var)

@@ -10,36 +10,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normalform.kernels.plan import Moments, pool
+from normalform.kernels.plan import Coefficients, Moments, Pair, Terms, of_values
 from normalform.recipes import Cells
 
 
 def moments(x: Tensor, cells: Cells) -> list[Moments]:
-    """Mean and biased variance of each cell, in float64."""
-    return pool(x.to(torch.float64), None, cells)
+    """Moments of each cell, in float64."""
+    return of_values(x.to(torch.float64), cells)
 
 
-def apply(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def apply(x: Tensor, at: Coefficients, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """``y = weight * (x - mean) * rstd + bias``, rounded once."""
-    y = (x.to(mean.dtype) - mean) * (rstd if weight is None else rstd * weight.to(mean.dtype))
-    return (y if bias is None else y + bias.to(mean.dtype)).to(x.dtype)
+    scale = at.rstd if weight is None else at.rstd * weight.to(at.rstd)
+    y = _centred(x, at)
+    y = y * scale if bias is None else torch.addcmul(bias.to(y.dtype), y, scale)
+    return y.to(x.dtype)
 
 
-def sums(dy: Tensor, x: Tensor, mean: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def sums(dy: Tensor, x: Tensor, at: Coefficients, shape: tuple[int, ...]) -> Pair:
     """``sum dy`` and ``sum dy (x - mean)`` over the axes where ``shape`` is 1."""
-    dy64 = dy.to(mean.dtype)
-    return sum_to(dy64, shape), sum_to((x.to(mean.dtype) - mean) * dy64, shape)
+    wide = dy.to(at.rstd.dtype)
+    return sum_to(wide, shape), sum_to(_centred(x, at) * wide, shape)
 
 
-def grad_input(
-    dy: Tensor, x: Tensor, scale: Tensor, terms: tuple[Tensor, Tensor, Tensor] | None
-) -> Tensor:
-    """``dx = scale dy + slope (x - m) + offset`` with ``terms = (m, slope, offset)``, rounded once."""
+def grad_input(dy: Tensor, x: Tensor, scale: Tensor, terms: Terms | None) -> Tensor:
+    """``dx = scale dy + slope (x - mean) + offset``, rounded once."""
     dx = dy.to(scale.dtype) * scale
     if terms is not None:
-        m, slope, offset = terms
-        dx = (x.to(m.dtype) - m) * slope + offset + dx
+        dx = torch.addcmul(dx + terms.offset, _centred(x, terms), terms.slope)
     return dx.to(x.dtype)
+
+
+def _centred(x: Tensor, about: Coefficients | Terms) -> Tensor:
+    return x.to(about.shift.dtype) - about.shift - about.mean
 
 
 def sum_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,20 +1,50 @@
 """What is computed, apart from the tensors: which cells, how they blend, which branches are constants.
 
-Tensors here have the axes (n, c, *s). *Compact* moments hold one value a cell, one pair for each run
-of equal blocks; *spread* moments broadcast against x. Everything particular to one norm happens in
-this file, on arrays of one value a cell; the passes over x are in the kernels.
+Tensors here have the axes (n, c, *s). *Compact* moments hold one value a cell, one entry for each
+run of equal blocks; *spread* moments broadcast against x. Everything particular to one norm happens
+in this file, on arrays of one value a cell; the passes over x are in the kernels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from normalform.recipes import Cells
+from normalform.recipes import Cells, Run
 
-Moments = tuple[Tensor, Tensor]  # mean, biased variance
+Pair = tuple[Tensor, Tensor]
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance. The mean is ``shift + mean``, kept apart.
+
+    ``shift`` is a constant near the mean from which x is measured, so that ``x - shift`` loses
+    nothing; a mean in one float64 is off by ``2^-53 |mean|``, which at ``|mean| = 1e6 std`` shows.
+    """
+
+    shift: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+class Coefficients(NamedTuple):
+    """What ``y = weight * ((x - shift) - mean) * rstd + bias`` needs, spread."""
+
+    shift: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+class Terms(NamedTuple):
+    """The statistics' part of dx, ``slope * ((x - shift) - mean) + offset``, spread."""
+
+    shift: Tensor
+    mean: Tensor
+    slope: Tensor
+    offset: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,35 +72,56 @@ class Plan:
         return Plan(taken[0].planes(all(cells.spatial for cells in taken)), branches, eps)
 
 
-def pool(mean: Tensor, var: Tensor | None, cells: Cells) -> list[Moments]:
-    """Merge the moments of equal parts into those of ``cells``: compact, a pair for each run.
+def has_float64(device: torch.device) -> bool:
+    """Whether tensors of float64 exist on the device."""
+    return device.type != "mps"
+
+
+def wide(t: Tensor) -> Tensor:
+    """A small array in float64, on the CPU where its device has none."""
+    return (t if has_float64(t.device) else t.cpu()).to(torch.float64)
+
+
+def pool(parts: Moments, cells: Cells) -> list[Moments]:
+    """Merge the moments of equal parts into those of ``cells``: compact, an entry for each run.
 
     ``mean(var) + mean((mean - M)^2)`` [Chan, Golub & LeVeque 1983]; never ``E[x^2] - M^2``, which
-    cancels. With ``var=None`` the parts are single values: this is the two-pass variance of x.
+    cancels.
     """
-    merged: list[Moments] = []
-    for start, stop, block in cells.runs:
-        blocks = ((stop - start) // block, block, cells.groups, mean.shape[1] // cells.groups)
-        dims = [d for d in (1, 3) if blocks[d] != 1]
-        if cells.spatial:
-            dims += range(4, mean.ndim + 2)
+    return [
+        _merge(*(split(t, run, cells.groups) for t in parts), cells=cells) for run in cells.runs
+    ]
 
-        def split(t: Tensor, run: slice = slice(start, stop), blocks: tuple[int, ...] = blocks) -> Tensor:
-            t = t if run == slice(0, t.shape[0]) else t[run]
-            return t.unflatten(1, blocks[2:]).unflatten(0, blocks[:2])
 
-        values = split(mean)
-        if cells.center:
-            total = values.mean(dims, keepdim=True) if dims else values
-            square = (values - total).square()
-        else:
-            total = torch.zeros((), dtype=mean.dtype, device=mean.device)
-            square = values.square()
-        if var is not None:
-            square = square + split(var)
-        spread = square.mean(dims, keepdim=True) if dims else square
-        merged.append((total.expand_as(spread), spread))
-    return merged
+def of_values(x: Tensor, cells: Cells) -> list[Moments]:
+    """Moments of ``cells`` from x itself, in two passes: parts of one value have no variance."""
+    return [_merge(split(x, run, cells.groups), None, None, cells=cells) for run in cells.runs]
+
+
+def split(t: Tensor, run: Run, groups: int) -> Tensor:
+    """The samples of a run (n, c, *s) as (blocks, block, groups, channels, *s)."""
+    if run.start > 0 or run.stop < t.shape[0]:
+        t = t[run.start : run.stop]
+    blocks = (run.stop - run.start) // run.block
+    return t.view(blocks, run.block, groups, t.shape[1] // groups, *t.shape[2:])
+
+
+def _merge(shift: Tensor, mean: Tensor | None, var: Tensor | None, *, cells: Cells) -> Moments:
+    dims = [d for d in (1, 3) if shift.shape[d] != 1]
+    dims += range(4, shift.ndim) if cells.spatial else ()
+
+    def average(t: Tensor) -> Tensor:
+        return t.mean(dims, keepdim=True) if dims else t
+
+    if not cells.center:
+        second = (shift if mean is None else shift + mean).square()
+        var = average(second if var is None else second + var)
+        return Moments(torch.zeros_like(var), torch.zeros_like(var), var)
+    near = average(shift.detach())
+    distance = shift - near if mean is None else shift - near + mean
+    rest = average(distance)
+    square = (distance - rest).square()
+    return Moments(near, rest, average(square if var is None else square + var))
 
 
 def spread(compact: list[Tensor], cells: Cells) -> Tensor:
@@ -79,57 +130,54 @@ def spread(compact: list[Tensor], cells: Cells) -> Tensor:
     parts: list[Tensor] = []
     for (start, stop, block), value in zip(cells.runs, compact, strict=True):
         blocks, groups = (stop - start) // block, cells.groups
-        many = len(cells.runs) > 1
-        repeat_n = block if many or 1 < blocks < samples else 1
+        repeat_n = block if len(cells.runs) > 1 or 1 < blocks < samples else 1
         repeat_c = channels // groups if 1 < groups < channels else 1
-        value = value.expand(blocks, repeat_n, groups, repeat_c, *value.shape[4:])
-        parts.append(value.flatten(2, 3).flatten(0, 1))
+        if repeat_n > 1 or repeat_c > 1:
+            value = value.expand(blocks, repeat_n, groups, repeat_c, *value.shape[4:])
+        parts.append(value.reshape(blocks * repeat_n, groups * repeat_c, *value.shape[4:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def branch_moments(compact: list[Moments], cells: Cells, base: Cells) -> Moments:
     """Spread moments of one branch, pooled from those of ``base``."""
     if cells != base:
-        mean, var = branch_moments(compact, base, base)
-        compact = pool(mean, var, cells)
-    return spread([mean for mean, _ in compact], cells), spread([var for _, var in compact], cells)
+        compact = pool(branch_moments(compact, base, base), cells)
+    return Moments(*(spread([*each], cells) for each in zip(*compact, strict=True)))
 
 
 def coefficients(
-    compact: list[Moments],
-    running: Moments | None,
-    logits: Moments | None,
-    plan: Plan,
-) -> Moments:
-    """Mean and 1 / sqrt(var + eps) of every cell, spread. Differentiable in all arguments."""
+    compact: list[Moments], running: Pair | None, logits: Pair | None, plan: Plan
+) -> Coefficients:
+    """Shift, mean and 1 / sqrt(var + eps), spread. Differentiable in means, variances and logits."""
     moments: list[Moments] = []
     for cells in plan.branches:
-        if cells is None or plan.base is None:
-            assert running is not None
-            moments.append(running)
-        else:
+        if cells is not None and plan.base is not None:
             moments.append(branch_moments(compact, cells, plan.base))
-    mean, var = moments[0] if logits is None else _blend(moments, *logits)
-    return mean, (var + plan.eps).rsqrt()
+        elif running is not None:
+            moments.append(Moments(running[0], torch.zeros_like(running[0]), running[1]))
+    shift, mean, var = moments[0] if logits is None else _blend(moments, logits)
+    return Coefficients(shift, mean, (var + plan.eps).rsqrt())
 
 
-def _blend(moments: list[Moments], mean_logits: Tensor, var_logits: Tensor) -> Moments:
-    mean_weights = mean_logits.to(moments[0][0].dtype).softmax(0)
-    var_weights = var_logits.to(moments[0][1].dtype).softmax(0)
-    first, var = moments[0]
+def _blend(moments: list[Moments], logits: Pair) -> Moments:
+    mean_weights, var_weights = (logit.to(moments[0].var).softmax(0) for logit in logits)
+    shift, first, var = moments[0]
     mean, var = first, var_weights[0] * var
-    for k, (mean_k, var_k) in enumerate(moments[1:], start=1):
+    for k, (shift_k, mean_k, var_k) in enumerate(moments[1:], start=1):
         # Differences of means, not means: a common offset must not be rounded into the blend.
-        mean = mean + mean_weights[k] * (mean_k - first)
+        mean = mean + mean_weights[k] * (shift_k - shift + (mean_k - first))
         var = var + var_weights[k] * var_k
-    return mean, var
+    return Moments(shift, mean, var)
 
 
-def population(compact: list[Moments], cells: Cells, base: Cells) -> Moments:
+def population(compact: list[Moments], cells: Cells, base: Cells) -> Pair:
     """Mean and *unbiased* variance of each channel (C,), averaged over the blocks by their size."""
     if cells != base:
-        compact = pool(*branch_moments(compact, base, base), cells)
-    unbiased = [var * (n / max(n - 1, 1)) for (_, var), n in zip(compact, cells.counts, strict=True)]
-    mean, var = spread([mean for mean, _ in compact], cells), spread(unbiased, cells)
+        compact = pool(branch_moments(compact, base, base), cells)
+    unbiased = [m.var * (n / max(n - 1, 1)) for m, n in zip(compact, cells.counts, strict=True)]
+    mean = spread([m.shift + m.mean for m in compact], cells)
+    var = spread(unbiased, cells)
+    if mean.shape[0] > 1:
+        mean, var = mean.mean(0), var.mean(0)
     channels = cells.shape[1]
-    return mean.mean(0).flatten().expand(channels), var.mean(0).flatten().expand(channels)
+    return mean.flatten().expand(channels), var.flatten().expand(channels)
