@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normalform.kernels.plan import Coefficients, Moments, Pair, Terms, of_values
+from normalform.kernels.plan import Coefficients, Moments, Pair, Terms, of_values, total
 from normalform.recipes import Cells
 
 
@@ -48,4 +48,4 @@ def _centred(x: Tensor, about: Coefficients | Terms) -> Tensor:
 def sum_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sum over the axes where ``shape`` is 1."""
     dims = [d for d, size in enumerate(shape) if size == 1 and t.shape[d] != 1]
-    return t.sum(dims, keepdim=True) if dims else t
+    return total(t, dims) if dims else t

@@ -7,6 +7,8 @@ in this file, on arrays of one value a cell; the passes over x are in the kernel
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,6 +84,20 @@ def wide(t: Tensor) -> Tensor:
     return (t if has_float64(t.device) else t.cpu()).to(torch.float64)
 
 
+def total(t: Tensor, dims: Sequence[int]) -> Tensor:
+    """Sum over ``dims``, kept, in an order that does not depend on the number of threads.
+
+    torch divides a sum among threads where there is a single output; then we do it in fixed parts.
+    """
+    kept = math.prod(size for d, size in enumerate(t.shape) if d not in dims)
+    if torch.compiler.is_compiling() or kept != 1 or t.numel() < 64:
+        return t.sum(dims, keepdim=True)
+    flat = t.reshape(-1)
+    parts = flat[: len(flat) // 64 * 64].view(64, -1)
+    rest = flat[parts.numel() :]
+    return (parts.sum(1).sum() + rest.sum()).reshape([1] * t.ndim)
+
+
 def pool(parts: Moments, cells: Cells) -> list[Moments]:
     """Merge the moments of equal parts into those of ``cells``: compact, an entry for each run.
 
@@ -109,9 +125,10 @@ def split(t: Tensor, run: Run, groups: int) -> Tensor:
 def _merge(shift: Tensor, mean: Tensor | None, var: Tensor | None, *, cells: Cells) -> Moments:
     dims = [d for d in (1, 3) if shift.shape[d] != 1]
     dims += range(4, shift.ndim) if cells.spatial else ()
+    count = math.prod(shift.shape[d] for d in dims)
 
     def average(t: Tensor) -> Tensor:
-        return t.mean(dims, keepdim=True) if dims else t
+        return total(t, dims) / count if dims else t
 
     if not cells.center:
         second = (shift if mean is None else shift + mean).square()
@@ -160,8 +177,13 @@ def coefficients(
 
 
 def _blend(moments: list[Moments], logits: Pair) -> Moments:
-    mean_weights, var_weights = (logit.to(moments[0].var).softmax(0) for logit in logits)
     shift, first, var = moments[0]
+    # One copy a channel: their gradients are summed over the samples first, in a fixed order.
+    copies = (-1, 1, max(m.var.shape[1] for m in moments), *(1 for _ in shift.shape[2:]))
+    mean_weights, var_weights = (
+        logit.to(var).softmax(0).view(-1, *(1 for _ in shift.shape)).expand(copies)
+        for logit in logits
+    )
     mean, var = first, var_weights[0] * var
     for k, (shift_k, mean_k, var_k) in enumerate(moments[1:], start=1):
         # Differences of means, not means: a common offset must not be rounded into the blend.
