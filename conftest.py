@@ -8,7 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(autouse=True)
-def _names(doctest_namespace):
+def _names(doctest_namespace: dict[str, object]) -> None:
     import numpy as np
     import torch
 

@@ -79,9 +79,9 @@ def batch_norm(
     """Batch norm, ``[n] c [s]``: :func:`torch.nn.functional.batch_norm`, exact.
 
     ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with, for each channel, the mean and
-    *biased* variance of the batch where ``training``, the running ones otherwise. While training the
-    buffers move by ``running = (1 - momentum) * running + momentum * batch``, with the *unbiased*
-    variance; a channel whose new value is not finite keeps its old one, with a warning.
+    *biased* variance of the batch where ``training``, the running ones otherwise. While training
+    the buffers move by ``running = (1 - momentum) * running + momentum * batch``, with the
+    *unbiased* variance; a channel whose new value is not finite keeps its old one, with a warning.
 
     Args:
         input: (N, C, *).
@@ -106,9 +106,7 @@ def batch_norm(
             [ 1.]])
     """
     if path.exporting():
-        return F.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return path.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
         kernel=kernel, who="batch_norm",
@@ -159,8 +157,8 @@ def instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
     return path.running_norm(
-        input, (path.INSTANCE,), running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-        kernel=kernel, who="instance_norm",
+        input, (path.INSTANCE,), running_mean, running_var, weight, bias, use_input_stats, momentum,
+        eps, kernel=kernel, who="instance_norm",
     )  # fmt: skip
 
 
@@ -197,7 +195,9 @@ def layer_norm(
     """
     if path.exporting():
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return path.rows(input, normalized_shape, path.ROWS, weight, bias, eps, kernel=kernel, who="layer_norm")
+    return path.rows(
+        input, normalized_shape, path.ROWS, weight, bias, eps, kernel=kernel, who="layer_norm"
+    )
 
 
 def group_norm(

@@ -112,7 +112,9 @@ def running_norm(
     tracked = tracked_branch(recipes) if logits is not None else 0
     given = not use_input_stats and tracked is not None
     if given and running_mean is None:
-        raise RuntimeError(f"running_mean and running_var must be defined in evaluation mode ({who})")
+        raise RuntimeError(
+            f"running_mean must be defined in evaluation mode, and running_var ({who})"
+        )
     if not given and logits is None:
         _require_values(input.shape, recipes[0], who)
     buffers = None if running_mean is None or running_var is None else (running_mean, running_var)
@@ -166,7 +168,7 @@ def blend(
         constants = None
         if given and running is not None:
             shape = (1, channel) + (1,) * (x.ndim - 2)
-            constants = tuple(wide(t.detach()).reshape(shape) for t in running)
+            constants = wide(running[0].detach()).view(shape), wide(running[1].detach()).view(shape)
         y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
         if running is not None and tracked is not None and not given and plan.base is not None:
             update(running, population(compact, layout[tracked], plan.base), momentum)
@@ -279,8 +281,8 @@ def _require_values(shape: torch.Size, recipe: Recipe, who: object) -> None:
             "or the running statistics: eval()"
         )
     raise ValueError(
-        f"Expected more than 1 spatial element when training, got input size {shape}: one value has "
-        f"no variance ({who}). Use a larger image, or a norm with larger cells, such as group norm"
+        f"Expected more than 1 spatial element when training, got input size {shape}: one value "
+        f"has no variance ({who}). Use a larger image, or a norm with larger cells, as group norm"
     )
 
 
@@ -296,8 +298,8 @@ def _drop_single_values(
     kept = [k for k, cells in enumerate(branches) if cells is None or max(cells.counts) != 1]
     if not kept:
         raise ValueError(
-            f"{who}: every branch has one value a cell in an input of shape {list(x.shape)}, and one "
-            "value has no variance. Use a larger batch or image, or blend norms with larger cells"
+            f"{who}: every branch has one value a cell in an input of shape {list(x.shape)}, and "
+            "one value has no variance. Use a larger batch or image, or blend larger cells"
         )
     if len(kept) == len(branches):
         return branches, logits
@@ -318,7 +320,7 @@ def _param(
     sizes = [x.shape[d] for d in dims]
     if value.numel() != math.prod(sizes):
         raise RuntimeError(
-            f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has the shape "
+            f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has shape "
             f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
         )
     full = value.reshape([size if d in dims else 1 for d, size in enumerate(x.shape)])

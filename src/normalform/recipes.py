@@ -189,7 +189,7 @@ class Recipe:
         for letter in letters:
             if letter not in known:
                 raise ValueError(
-                    f"params={params!r}: {letter!r} is not an axis of recipe \"{self}\"; "
+                    f'params={params!r}: {letter!r} is not an axis of recipe "{self}"; '
                     f"name some of {', '.join(known)}, separated by spaces"
                 )
         if len(set(letters)) != len(letters):
@@ -476,10 +476,12 @@ class _Parser:
         if self._peek() != owners[outer]:
             self._fail(f"{outer} counts blocks of {owners[outer]}: ({outer} [{owners[outer]}])")
         self._take()
-        for mark, message in (("]", "the bracket is not closed"), (")", 'a split axis ends with ")"')):
-            if self._peek() != mark:
-                self._fail(message)
-            self._take()
+        if self._peek() != "]":
+            self._fail("the bracket is not closed")
+        self._take()
+        if self._peek() != ")":
+            self._fail('a split axis ends with ")"')
+        self._take()
         return Axis("n" if outer == "b" else "c", averaged=True, split=True)
 
     def _letter(self, axes: list[Axis]) -> AxisName:
@@ -495,7 +497,7 @@ class _Parser:
         if mark in ")]":
             self._fail(f'nothing open for "{mark}" to close')
         known = ", ".join(f"{letter} ({what})" for letter, what in _MEANING.items())
-        self._fail(f"unknown axis {mark!r}; the axes are {known}")
+        return self._fail(f"unknown axis {mark!r}; the axes are {known}")
 
     def _refuse_repeats(self, axes: list[Axis]) -> None:
         names = [axis.name for axis in axes]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normalform.kernels import eager, two_float
@@ -51,7 +52,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     ) and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
 
@@ -103,7 +104,7 @@ def composite(
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
-    """float64; float32 where there is none, and in an exported graph, as PyTorch's own operators."""
+    """float64; float32 where there is none, and in exported graphs, like PyTorch's operators."""
     if x.dtype == torch.float64:
         return torch.float64
     exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()

@@ -1,4 +1,4 @@
-"""What is computed, apart from the tensors: which cells, how they blend, which branches are constants.
+"""What is computed, apart from the tensors: which cells, how they blend, what is given.
 
 Tensors here have the axes (n, c, *s). *Compact* moments hold one value a cell, one entry for each
 run of equal blocks; *spread* moments broadcast against x. Everything particular to one norm happens
@@ -8,7 +8,6 @@ in this file, on arrays of one value a cell; the passes over x are in the kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ def wide(t: Tensor) -> Tensor:
     return (t if has_float64(t.device) else t.cpu()).to(torch.float64)
 
 
-def total(t: Tensor, dims: Sequence[int]) -> Tensor:
+def total(t: Tensor, dims: list[int]) -> Tensor:
     """Sum over ``dims``, kept, in an order that does not depend on the number of threads.
 
     torch divides a sum among threads where there is a single output; then we do it in fixed parts.
@@ -165,7 +164,7 @@ def branch_moments(compact: list[Moments], cells: Cells, base: Cells) -> Moments
 def coefficients(
     compact: list[Moments], running: Pair | None, logits: Pair | None, plan: Plan
 ) -> Coefficients:
-    """Shift, mean and 1 / sqrt(var + eps), spread. Differentiable in means, variances and logits."""
+    """Shift, mean and 1 / sqrt(var + eps), spread; differentiable in all but the shift."""
     moments: list[Moments] = []
     for cells in plan.branches:
         if cells is not None and plan.base is not None:

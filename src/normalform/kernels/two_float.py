@@ -24,7 +24,9 @@ def moments(x: Tensor, cells: Cells) -> list[Moments]:
 def _moments(values: Tensor, cells: Cells) -> Moments:
     kept = values.shape[4:] if not cells.spatial else (1,) * (values.ndim - 4)
     shape = (values.shape[0], 1, values.shape[2], 1, *kept)
-    largest = wide(values.abs().amax([d for d, size in enumerate(shape) if size == 1], keepdim=True))
+    largest = wide(
+        values.abs().amax([d for d, size in enumerate(shape) if size == 1], keepdim=True)
+    )
     exponent = -_exponent(largest)
     scaled, unit = _times_power(values, exponent), torch.ldexp(torch.ones_like(largest), exponent)
     count = values.numel() / largest.numel()
@@ -104,14 +106,14 @@ def _times(t: Tensor, factor: Tensor) -> Tensor:
 
 
 def _two_sum(a: Tensor, b: Tensor) -> Pair:
-    """a + b as a rounded sum and its exact error."""
+    """Rounded sum and its exact error."""
     high = a + b
     part = high - a
     return high, (a - (high - part)) + (b - part)
 
 
 def _product(a: Tensor, b: Tensor) -> Pair:
-    """a * b as a rounded product and its exact error."""
+    """Rounded product and its exact error."""
     high = a * b
     (a1, a2), (b1, b2) = _halves(a), _halves(b)
     return high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2

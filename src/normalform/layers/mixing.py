@@ -17,7 +17,7 @@ from normalform.recipes import Recipe
 
 
 class _BatchStatistics(nn.Module):
-    """Weight, bias and running statistics of shape (C,), as :class:`torch.nn.BatchNorm2d` has them."""
+    """Weight, bias and running statistics of shape (C,), as in :class:`torch.nn.BatchNorm2d`."""
 
     kernel: str = "auto"
     ndims: tuple[int, ...] = ()
@@ -41,14 +41,14 @@ class _BatchStatistics(nn.Module):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats, self.over = affine, track_running_stats, over
-        _check_branches(self, over)
-        like = {"device": device, "dtype": dtype}
+        _check_branches(type(self).__name__, over, num_features, track_running_stats)
+        channels = torch.empty(num_features, device=device, dtype=dtype)
         for name in ("weight", "bias"):
-            value = nn.Parameter(torch.empty(num_features, **like)) if affine else None
+            value = nn.Parameter(torch.empty_like(channels)) if affine else None
             self.register_parameter(name, value)
         tracks = track_running_stats and path.tracked_branch(over) is not None
         for name in ("running_mean", "running_var"):
-            self.register_buffer(name, torch.empty(num_features, **like) if tracks else None)
+            self.register_buffer(name, torch.empty_like(channels) if tracks else None)
         count = torch.tensor(0, dtype=torch.long, device=device) if tracks else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_running_stats()
@@ -99,26 +99,25 @@ class _BatchStatistics(nn.Module):
         )
 
 
-def _check_branches(layer: nn.Module, over: tuple[Recipe, ...]) -> None:
+def _check_branches(name: str, over: tuple[Recipe, ...], channels: int, tracks: bool) -> None:
     """Refuse at construction what could not run."""
-    name, channels = type(layer).__name__, layer.num_features
     if not over:
         raise ValueError(f"{name}(over=()): name at least one norm to blend")
     tracked = [r for r in over if "n" in r.over]
     for r in over:
         if [axis.name for axis in r.axes] != ["n", "c", "s"] or not r.center:
             raise ValueError(
-                f'{name}: recipe "{r}" does not blend; its axes must be n c s, and it must subtract '
-                "the mean"
+                f'{name}: recipe "{r}" does not blend; its axes must be n c s, and it must '
+                "subtract the mean"
             )
         blocks = r.axes[0].blocks
         r.cells((blocks or 1, channels))
-        if layer.track_running_stats and "n" in r.over and "s" not in r.over:
+        if tracks and "n" in r.over and "s" not in r.over:
             raise ValueError(
                 f'{name}: recipe "{r}" has no running statistics of shape (C,); '
                 "average over s too, or set track_running_stats=False"
             )
-    if layer.track_running_stats and len(tracked) > 1:
+    if tracks and len(tracked) > 1:
         listed = " and ".join(f'"{r}"' for r in tracked)
         raise ValueError(
             f"{name}: {listed} would need two sets of running statistics; "
@@ -169,30 +168,34 @@ class _SwitchNorm(_BatchStatistics):
         branches = ", ".join(f'"{r}"' for r in self.over)
         return f"{super().extra_repr()}, over=({branches})"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         keys = [prefix + name for name in ("mean_weight", "var_weight")]
         others = any(k.startswith(prefix) for k in state_dict)
         if others and not any(key in state_dict for key in keys):
             warnings.warn(
-                f"{prefix or type(self).__name__}: the state_dict is that of a batch norm; its "
-                "mean_weight and var_weight are filled in with ones, so that all branches weigh alike",
+                f"{prefix or type(self).__name__}: the state_dict has no mean_weight and no "
+                "var_weight, as that of a batch norm; they become ones: all branches weigh alike",
                 stacklevel=2,
             )
             state_dict.update({key: torch.ones_like(self.mean_weight.detach()) for key in keys})
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-_SWITCH_DOC = """Switchable norm over {shape}: a learned blend of instance, layer and batch statistics.
+_SWITCH_DOC = """Switchable norm over {shape}: instance, layer and batch statistics, blended.
 
-        mean = sum_k w_k mean_k,   var = sum_k w'_k var_k,   y = weight (x - mean) / sqrt(var + eps) + bias
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+        mean = sum_k w_k mean_k,   var = sum_k w'_k var_k
 
-    with ``w = softmax(mean_weight)`` and ``w' = softmax(var_weight)``, one logit a branch, shared by
-    all channels, all ones at the start. Variances are *biased*; the spread between the blended means
-    is left out, as in the paper. In evaluation the batch branch uses its running statistics (zeros
-    and ones at the start, the *unbiased* variance, torch's momentum), the others the sample's own.
+    with ``w = softmax(mean_weight)`` and ``w' = softmax(var_weight)``, one logit a branch, shared
+    by all channels, all ones at the start. Variances are *biased*; the spread between the blended
+    means is left out, as in the paper. In evaluation the batch branch uses its running statistics
+    (zeros and ones at the start, the *unbiased* variance, torch's momentum), the others the
+    sample's own.
 
-    A branch whose cells hold one value is left out (instance at H = W = 1): the softmax runs over the
-    remaining logits. The state_dict of a batch norm loads; the logits are then filled in.
+    A branch whose cells hold one value is left out (instance at H = W = 1): the softmax runs over
+    the remaining logits. The state_dict of a batch norm loads; the logits are then filled in.
 
     Args:
         num_features: C.
@@ -200,8 +203,8 @@ _SWITCH_DOC = """Switchable norm over {shape}: a learned blend of instance, laye
         momentum: the share of the new batch; None for the average over all batches so far.
         affine: learn weight and bias, one value a channel.
         track_running_stats: keep running statistics; without them evaluation uses the batch's.
-        over: what is blended, as names, notation or recipes: ``("instance", "layer")`` serves a batch
-            of one; ``("instance", "layer", "ghost:2")`` takes batch statistics from pairs.
+        over: what is blended, as names, notation or recipes: ``("instance", "layer")`` serves a
+            batch of one; ``("instance", "layer", "ghost:2")`` takes batch statistics from pairs.
         device: where parameters and buffers live.
         dtype: of parameters and buffers.
 
@@ -222,11 +225,11 @@ _GHOST_DOC = """Batch norm over {shape} in blocks of the batch: ``(b [n]) c [s]`
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    Mean and *biased* variance of each block of ``block`` neighbouring samples and each channel: what
-    every device of a data parallel training computes from its share of the batch. The last block may
-    be shorter; one that would hold a single value joins the block before it. Running statistics are
-    the mean over the blocks, weighted by their sizes, of the means and *unbiased* variances, updated
-    once a step.
+    Mean and *biased* variance of each block of ``block`` neighbouring samples and each channel:
+    what every device of a data parallel training computes from its share of the batch. The last
+    block may be shorter; one that would hold a single value joins the block before it. Running
+    statistics are the mean over the blocks, weighted by their sizes, of the means and *unbiased*
+    variances, updated once a step.
 
     Args:
         num_features: C.
@@ -265,9 +268,9 @@ class _GhostBatchNorm(_BatchStatistics):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self_recipe = (path.read("ghost", n=block),)
+        recipes = (path.read("ghost", n=block),)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, self_recipe, device, dtype
+            num_features, eps, momentum, affine, track_running_stats, recipes, device, dtype
         )
         self.block = block
 

@@ -9,13 +9,13 @@ from normalform.layers.tracing import as_leaf, is_traced
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last axes: :class:`torch.nn.LayerNorm`, exact.
+    r"""Layer norm over the last axes: :class:`torch.nn.LayerNorm`, exact.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    Mean and *biased* variance over the trailing axes ``normalized_shape``; weight and bias have one
-    value for each of their elements, which ties a layer over (C, H, W) to one image size. For one
-    weight a channel at any size use ``GroupNorm(1, C)``.
+    Mean and *biased* variance over the trailing axes ``normalized_shape``; weight and bias have
+    one value for each of their elements, which ties a layer over (C, H, W) to one image size. For
+    one weight a channel at any size use ``GroupNorm(1, C)``.
 
     Args:
         normalized_shape: size of the last axis, or sizes of the last axes.
@@ -25,7 +25,7 @@ class LayerNorm(nn.LayerNorm):
         device: where weight and bias live.
         dtype: of weight and bias.
 
-    Shape: (\\*, \\*normalized_shape), the output as the input.
+    Shape: (\*, \*normalized_shape), the output as the input.
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
 
@@ -48,12 +48,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm: :class:`torch.nn.GroupNorm`, exact.
+    r"""Group norm: :class:`torch.nn.GroupNorm`, exact.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    Mean and *biased* variance of each sample and group of neighbouring channels, over all positions.
-    One group is layer norm over the sample; C groups are instance norm.
+    Mean and *biased* variance of each sample and group of neighbouring channels, over all
+    positions. One group is layer norm over the sample; C groups are instance norm.
 
     Args:
         num_groups: how many groups; divides ``num_channels``.
@@ -64,7 +64,7 @@ class GroupNorm(nn.GroupNorm):
         dtype: of weight and bias.
         bias: learn a bias.
 
-    Shape: (N, C, \\*), the output as the input.
+    Shape: (N, C, \*), the output as the input.
 
     Source: Wu & He 2018, arXiv:1803.08494.
 
@@ -86,12 +86,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm over the last axes: :class:`torch.nn.RMSNorm`, exact.
+    r"""Root mean square norm over the last axes: :class:`torch.nn.RMSNorm`, exact.
 
         y = weight * x / sqrt(mean(x^2) + eps)
 
-    Nothing is subtracted and there is no bias. eps stands inside the root, as in PyTorch; None means
-    the machine epsilon of float32, of float64 for float64 input.
+    Nothing is subtracted and there is no bias. eps stands inside the root, as in PyTorch; None
+    means the machine epsilon of float32, of float64 for float64 input.
 
     Args:
         normalized_shape: size of the last axis, or sizes of the last axes.
@@ -100,7 +100,7 @@ class RMSNorm(nn.RMSNorm):
         device: where weight lives.
         dtype: of weight.
 
-    Shape: (\\*, \\*normalized_shape), the output as the input.
+    Shape: (\*, \*normalized_shape), the output as the input.
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467 (where eps stands outside the root).
 

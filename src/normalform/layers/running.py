@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import path
@@ -74,102 +75,100 @@ _INSTANCE_DOC = """Instance norm over {shape}: :class:`torch.nn.InstanceNorm{dim
     """
 
 
-def next_momentum(layer: _NormBase | nn.Module) -> float | Tensor:
+class _Tracking(Protocol):
+    momentum: float | None
+    num_batches_tracked: Tensor | None
+
+
+def next_momentum(layer: _Tracking) -> float | Tensor:
     """Count a batch, and the share it has in the running statistics."""
-    momentum, counter = layer.momentum, layer.num_batches_tracked
+    counter = layer.num_batches_tracked
     if counter is not None:
         counter.add_(1)
-    if momentum is not None:
-        return momentum
+    if layer.momentum is not None:
+        return layer.momentum
     # A tensor, not float(): compilation must not break here.
     return 0.0 if counter is None else 1.0 / counter.to(torch.float64)
 
 
-def _batch_forward(self: _BatchNorm, input: Tensor) -> Tensor:
-    """Normalize ``input``."""
-    if is_traced(input):
-        return as_leaf(self, input)
-    if path.exporting():
-        return _BatchNorm.forward(self, input)
-    self._check_input_dim(input)
-    tracks = self.training and self.track_running_stats
-    momentum = next_momentum(self) if tracks else 0.0
-    used = tracks or not self.training
-    mean, var = (self.running_mean, self.running_var) if used else (None, None)
-    training = self.training or (mean is None and var is None)
-    return path.batch_norm(
-        input, mean, var, self.weight, self.bias, training, momentum, self.eps,
-        kernel=self.kernel, who=self,
-    )  # fmt: skip
+class _Batch(_BatchNorm):
+    kernel: str = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        if is_traced(input):
+            return as_leaf(self, input)
+        if path.exporting():
+            return super().forward(input)
+        self._check_input_dim(input)
+        tracks = self.training and self.track_running_stats
+        momentum = next_momentum(self) if tracks else 0.0
+        uses_buffers = tracks or not self.training
+        mean, var = (self.running_mean, self.running_var) if uses_buffers else (None, None)
+        training = self.training or (mean is None and var is None)
+        return path.batch_norm(
+            input, mean, var, self.weight, self.bias, training, momentum, self.eps,
+            kernel=self.kernel, who=self,
+        )  # fmt: skip
 
 
-def _instance_forward(self: _InstanceNorm, input: Tensor) -> Tensor:
-    """Normalize ``input``."""
-    if is_traced(input):
-        return as_leaf(self, input)
-    if path.exporting():
-        return _InstanceNorm.forward(self, input)
-    self._check_input_dim(input)
-    unbatched = input.dim() == self._get_no_batch_dim()
-    x = input.unsqueeze(0) if unbatched else input
-    if x.size(1) != self.num_features:
-        _wrong_channels(self, input, input.dim() - self._get_no_batch_dim())
-    training = self.training or not self.track_running_stats
-    momentum = 0.0 if self.momentum is None else self.momentum
-    if self.momentum is None and training and self.track_running_stats:
-        momentum = next_momentum(self)
-    y = path.running_norm(
-        x, (path.INSTANCE,), self.running_mean, self.running_var, self.weight, self.bias,
-        training, momentum, self.eps, kernel=self.kernel, who=self,
-    )  # fmt: skip
-    return y.squeeze(0) if unbatched else y
+class _Instance(_InstanceNorm):
+    kernel: str = "auto"
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input``."""
+        if is_traced(input):
+            return as_leaf(self, input)
+        if path.exporting():
+            return super().forward(input)
+        self._check_input_dim(input)
+        dim = input.dim() - self._get_no_batch_dim()  # of the channels: 0 without samples
+        if input.size(dim) != self.num_features:
+            self._refuse_channels(input.size(dim), dim)
+        x = input.unsqueeze(0) if dim == 0 else input
+        training = self.training or not self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.momentum is None and training and self.track_running_stats:
+            momentum = next_momentum(self)
+        y = path.running_norm(
+            x, (path.INSTANCE,), self.running_mean, self.running_var, self.weight, self.bias,
+            training, momentum, self.eps, kernel=self.kernel, who=self,
+        )  # fmt: skip
+        return y.squeeze(0) if dim == 0 else y
 
-def _wrong_channels(layer: _InstanceNorm, input: Tensor, dim: int) -> None:
-    """Refuse, or without parameters warn, exactly as PyTorch does."""
-    if layer.affine:
-        raise ValueError(
-            f"expected input's size at dim={dim} to match num_features ({layer.num_features}), "
-            f"but got: {input.size(dim)}."
+    def _refuse_channels(self, channels: int, dim: int) -> None:
+        """Without parameters only a warning, as in PyTorch."""
+        if self.affine:
+            raise ValueError(
+                f"expected input's size at dim={dim} to match num_features ({self.num_features}), "
+                f"but got: {channels}."
+            )
+        warnings.warn(
+            f"input's size at dim={dim} does not match num_features. You can silence this warning "
+            "by not passing in num_features, which is not used because affine=False",
+            stacklevel=3,
         )
-    warnings.warn(
-        f"input's size at dim={dim} does not match num_features. You can silence this warning by "
-        "not passing in num_features, which is not used because affine=False",
-        stacklevel=3,
-    )
 
 
-class BatchNorm1d(nn.BatchNorm1d):  # noqa: D101
+class BatchNorm1d(_Batch, nn.BatchNorm1d):  # noqa: D101
     __doc__ = _BATCH_DOC.format(dim=1, shape="(N, C) or (N, C, L)", example="8, 3")
-    kernel: str = "auto"
-    forward = _batch_forward
 
 
-class BatchNorm2d(nn.BatchNorm2d):  # noqa: D101
+class BatchNorm2d(_Batch, nn.BatchNorm2d):  # noqa: D101
     __doc__ = _BATCH_DOC.format(dim=2, shape="(N, C, H, W)", example="8, 3, 4, 4")
-    kernel: str = "auto"
-    forward = _batch_forward
 
 
-class BatchNorm3d(nn.BatchNorm3d):  # noqa: D101
+class BatchNorm3d(_Batch, nn.BatchNorm3d):  # noqa: D101
     __doc__ = _BATCH_DOC.format(dim=3, shape="(N, C, D, H, W)", example="8, 3, 4, 4, 4")
-    kernel: str = "auto"
-    forward = _batch_forward
 
 
-class InstanceNorm1d(nn.InstanceNorm1d):  # noqa: D101
+class InstanceNorm1d(_Instance, nn.InstanceNorm1d):  # noqa: D101
     __doc__ = _INSTANCE_DOC.format(dim=1, shape="(N, C, L)", example="2, 3, 4")
-    kernel: str = "auto"
-    forward = _instance_forward
 
 
-class InstanceNorm2d(nn.InstanceNorm2d):  # noqa: D101
+class InstanceNorm2d(_Instance, nn.InstanceNorm2d):  # noqa: D101
     __doc__ = _INSTANCE_DOC.format(dim=2, shape="(N, C, H, W)", example="2, 3, 4, 4")
-    kernel: str = "auto"
-    forward = _instance_forward
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):  # noqa: D101
+class InstanceNorm3d(_Instance, nn.InstanceNorm3d):  # noqa: D101
     __doc__ = _INSTANCE_DOC.format(dim=3, shape="(N, C, D, H, W)", example="2, 3, 4, 4, 4")
-    kernel: str = "auto"
-    forward = _instance_forward

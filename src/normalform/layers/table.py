@@ -48,7 +48,7 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
     >>> get_norm_layer("group:4")(64)
     GroupNorm(4, 64, eps=1e-05, affine=True, bias=True)
     >>> norm_layer = get_norm_layer("instance")
-    >>> use_bias = issubclass(norm_layer.func, torch.nn.InstanceNorm2d)   # a norm's bias does for batch
+    >>> use_bias = issubclass(norm_layer.func, torch.nn.InstanceNorm2d)   # it has no bias
     >>> use_bias
     True
     """
