@@ -331,7 +331,7 @@ NORMS: Mapping[str, Norm] = {
         params="c",
         running=True,
         torch="BatchNorm2d(C)",
-        summary="one mean per channel, over all samples and positions of the batch",
+        summary="one mean per channel, over the samples and positions of the batch",
         paper="Ioffe & Szegedy 2015, arXiv:1502.03167",
     ),
     "layer": Norm(

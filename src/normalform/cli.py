@@ -1,0 +1,121 @@
+"""The command line: ``normalform check`` and ``normalform compare``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status.
+
+    0: done. 1: ``check`` found something outside the promise. 2: it could not be done, and one line
+    says why. 130: interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"normalform {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="normalform",
+        description="Every normalization from one idea: which elements share a mean and a variance.",
+    )
+    parser.add_argument("--version", action="version", version=version("normalform"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compare(commands)
+    _add_check(commands)
+    return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="train small networks with each norm on real images and write a report",
+        description="Train two small networks with each norm on real images, at several "
+        "normalization batch sizes, and write a table, plots and an HTML report. An interrupted "
+        "comparison goes on where it stopped.",
+    )
+    parser.add_argument(
+        "--data",
+        default="fashion",
+        help="fashion (2,000 + 2,000 images that come with the package), digits (scikit-learn's), "
+        "a .npz file, or a folder with a folder of pictures for each class",
+    )
+    parser.add_argument("--quick", action="store_true", help="a look in half a minute")
+    parser.add_argument("--seeds", type=int, help="trainings of each arm")
+    parser.add_argument("--epochs", type=int, help="passes over the training images")
+    parser.add_argument("--nbs", type=_numbers, help="normalization batch sizes, as 32,8,2")
+    parser.add_argument(
+        "--norms", type=_words, help="as none,batch,layer,instance,group:4,switch"
+    )
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate at a batch of 32")
+    parser.add_argument("--name", help="of the run's folder")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder is made")
+    parser.add_argument("--workers", type=int, help="trainings side by side")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from normalform.lab.compare import compare
+    from normalform.lab.plan import Options
+
+    chosen = {k: v for k, v in vars(options).items() if k not in ("command", "run")}
+    compare(Options(**chosen))
+    return 0
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="measure every norm, and PyTorch's, against a float64 reference",
+        description="Measure the largest error of every norm and of PyTorch's own layer against a "
+        "float64 reference, in units of the promise, and check the tensors printed in the source "
+        "articles. The exit status is 1 if anything of ours is outside.",
+    )
+    parser.add_argument("--input", type=Path, help="your own data: .npy, .npz, .pt or a picture")
+    parser.add_argument("--key", help="the array of a .npz or .pt file to take")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from normalform.lab import check
+
+    return check.run(
+        check.Options(
+            input=options.input, key=options.key, quick=options.quick, json=options.json
+        )
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers, as 32,8,2"
+        ) from None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
