@@ -24,15 +24,14 @@ def moments(x: Tensor, cells: Cells) -> list[Moments]:
 def _moments(values: Tensor, cells: Cells) -> Moments:
     kept = values.shape[4:] if not cells.spatial else (1,) * (values.ndim - 4)
     shape = (values.shape[0], 1, values.shape[2], 1, *kept)
-    largest = wide(
-        values.abs().amax([d for d, size in enumerate(shape) if size == 1], keepdim=True)
-    )
+    largest = _largest(values, shape)
     exponent = -_exponent(largest)
-    scaled, unit = _times_power(values, exponent), torch.ldexp(torch.ones_like(largest), exponent)
+    scaled, unit = _times_power(values, exponent), _power(exponent)
     count = values.numel() / largest.numel()
     zero = torch.zeros_like(scaled)
     if not cells.center:
         second = _sum(_product(scaled, scaled), shape) / count
+        second = torch.where(largest.isinf(), largest, second)
         return Moments(torch.zeros_like(unit), torch.zeros_like(unit), second / unit / unit)
     shift = (_sum((scaled, zero), shape) / count).to(torch.float32)
     high, low = _two_sum(scaled, -shift.to(values.device))
@@ -54,11 +53,12 @@ def apply(x: Tensor, at: Coefficients, weight: Tensor | None, bias: Tensor | Non
 def sums(dy: Tensor, x: Tensor, at: Coefficients, shape: tuple[int, ...]) -> Pair:
     """``sum dy`` and ``sum dy (x - mean)`` over the axes where ``shape`` is 1, in float64."""
     dy = dy.to(torch.float32)
-    exponent = _exponent(at.rstd)
-    high, low = (_times_power(part, exponent) for part in _centred(x, at))  # about one in size
-    product, error = _product(dy, high)
-    scaled = _sum((product, error + dy * low), shape)
-    return _sum((dy, torch.zeros_like(dy)), shape), torch.ldexp(scaled, -exponent)
+    high, low = _centred(x, at)
+    up, down = -_exponent(_largest(high, shape)), -_exponent(_largest(dy, shape))
+    high, low, scaled = _times_power(high, up), _times_power(low, up), _times_power(dy, down)
+    product, error = _product(scaled, high)
+    products = _sum((product, error + scaled * low), shape) / _power(up) / _power(down)
+    return _sum((dy, torch.zeros_like(dy)), shape), products
 
 
 def grad_input(dy: Tensor, x: Tensor, scale: Tensor, terms: Terms | None) -> Tensor:
@@ -85,24 +85,34 @@ def _narrow(t: Tensor, like: Tensor) -> Tensor:
     return t.to(device=like.device, dtype=torch.float32)
 
 
+def _largest(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Largest size over the axes where ``shape`` is 1."""
+    dims = [d for d, size in enumerate(shape) if size == 1]
+    return wide(t.abs().amax(dims, keepdim=True) if dims else t.abs())
+
+
 def _exponent(t: Tensor) -> Tensor:
     """The power of two just above abs(t), as an integer; 0 for 0, inf and nan."""
     return torch.where(t.isfinite(), torch.frexp(t).exponent, 0)
+
+
+def _power(exponent: Tensor) -> Tensor:
+    """``2^exponent`` in float64, from its bits."""
+    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
 
 
 def _times_power(t: Tensor, exponent: Tensor) -> Tensor:
     """``t * 2^exponent``, in two steps: a power of two may lie outside float32's range."""
     half = torch.div(exponent, 2, rounding_mode="floor")
     for part in (half, exponent - half):
-        t = t * _narrow(torch.ldexp(torch.ones_like(part, dtype=torch.float64), part), t)
+        t = t * _narrow(_power(part), t)
     return t
 
 
 def _times(t: Tensor, factor: Tensor) -> Tensor:
     """``t * factor`` with a float64 factor of any size: rounded factor, rounded product."""
     exponent = _exponent(factor)
-    mantissa = torch.ldexp(factor, -exponent)
-    return _times_power(t, exponent) * _narrow(mantissa, t)
+    return _times_power(t, exponent) * _narrow(factor * _power(-exponent), t)
 
 
 def _two_sum(a: Tensor, b: Tensor) -> Pair:

@@ -1,0 +1,255 @@
+"""Known bugs of norms, planted one at a time: a suite that lets one live is too loose.
+
+A mutant replaces a piece of a function's source. ``killed_by`` calls the test that must fail.
+"""
+
+import __future__
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+import test_promise as promise
+import test_recipes
+from normalform import path, recipes
+from normalform.kernels import _backward, _terms, composite, eager, plan, two_float
+from normalform.layers import running
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in the source of ``function``."""
+
+    bug: str
+    function: Callable
+    old: str
+    new: str
+    killed_by: Callable[[], object]
+
+    def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put the changed function wherever the original is known."""
+        source = textwrap.dedent(inspect.getsource(self.function))
+        assert source.count(self.old) == 1, f"{self.bug}: {self.old!r} is not (once) in the source"
+        flags = __future__.annotations.compiler_flag
+        code = compile(source.replace(self.old, self.new), f"<{self.bug}>", "exec", flags)
+        made: dict[str, Callable] = {}
+        exec(code, self.function.__globals__, made)
+        (changed,) = made.values()
+        owners = [m for name, m in sys.modules.items() if name.startswith("normalform")]
+        owners += [value for m in owners for value in vars(m).values() if inspect.isclass(value)]
+        for owner in owners:
+            if vars(owner).get(self.function.__name__) is self.function:
+                monkeypatch.setattr(owner, self.function.__name__, changed)
+
+
+def hard(name, hard="plain", kernel="eager", training=True):
+    return lambda: promise.test_hard_inputs(name, hard, kernel, training)
+
+
+def two_floats(name="batch 2d", hard_input="mean 1e6"):
+    return hard(name, hard_input, "two_float")
+
+
+MUTANTS = [
+    # Statistics
+    Mutant(
+        "unbiased variance",
+        plan._merge,
+        "average(square if var is None else square + var)",
+        "average(square if var is None else square + var) * count / (count - 1)",
+        hard("batch 2d"),
+    ),
+    Mutant(
+        "variance in one pass",
+        plan._merge,
+        "square = (distance - rest).square()",
+        "square = shift.square() - (near + rest).square()",
+        hard("batch 2d", "mean 1e6"),
+    ),
+    Mutant(
+        "statistics in float32",
+        eager.moments,
+        "x.to(torch.float64)",
+        "x.to(torch.float32)",
+        hard("instance 2d", "mean 1e6"),
+    ),
+    Mutant(
+        "mean in one float64",
+        plan._merge,
+        "return Moments(near, rest, ",
+        "return Moments(near + rest, torch.zeros_like(rest), ",
+        promise.test_an_element_next_to_the_mean,
+    ),
+    Mutant(
+        "pooled without the spread between the means",
+        plan._merge,
+        "average(square if var is None else square + var)",
+        "average(square if var is None else var)",
+        hard("switch 2d"),
+    ),
+    Mutant(
+        "root mean square of centred values",
+        plan._merge,
+        "if not cells.center:",
+        "if False:",
+        hard("rms"),
+    ),
+    Mutant(
+        "channels of a group taken apart",
+        plan.split,
+        "t.view(blocks, run.block, groups, t.shape[1] // groups, *t.shape[2:])",
+        "t.view(blocks, run.block, t.shape[1] // groups, groups, *t.shape[2:]).transpose(2, 3)",
+        hard("group"),
+    ),
+    Mutant(
+        "sums in an order that depends on threads",
+        plan.total,
+        "kept != 1",
+        "True",
+        promise.test_same_bits_for_any_number_of_threads,
+    ),
+    Mutant(
+        "the last block of a batch joins the one before",
+        recipes.Recipe._runs,
+        "tail * values == 1",
+        "tail > 0",
+        lambda: test_recipes.test_ghost_blocks_cover_the_batch(),
+    ),
+    # Coefficients
+    Mutant(
+        "eps outside the root",
+        plan.coefficients,
+        "(var + plan.eps).rsqrt()",
+        "1 / (var.sqrt() + plan.eps)",
+        hard("batch 2d", "variance below eps"),
+    ),
+    Mutant(
+        "variances blended by the weights of the means",
+        plan._blend,
+        "var = var + var_weights[k] * var_k",
+        "var = var + mean_weights[k] * var_k",
+        hard("switch 2d"),
+    ),
+    Mutant(
+        "a branch of one value kept in the blend",
+        path._drop_single_values,
+        "max(cells.counts) != 1",
+        "True",
+        hard("switch rows"),
+    ),
+    # Apply
+    Mutant(
+        "scale and shift folded in float32",
+        eager.apply,
+        "y = _centred(x, at)",
+        "y = x.float() - (at.shift + at.mean).float()",
+        hard("batch 2d", "mean 1e6"),
+    ),
+    Mutant(
+        "rounded before the bias is added",
+        eager.apply,
+        "torch.addcmul(bias.to(y.dtype), y, scale)",
+        "bias.to(y.dtype) + (y * scale).to(x.dtype)",
+        lambda: promise.test_dtypes_and_layouts(
+            "batch 2d", "contiguous", promise.DTYPES[1], "eager"
+        ),
+    ),
+    Mutant(
+        "evaluation by batch statistics",
+        running._Batch.forward,
+        "training = self.training or",
+        "training = True or",
+        hard("batch 2d", training=False),
+    ),
+    # Gradients
+    Mutant(
+        "gradient without the share of the mean",
+        _terms,
+        "offset if cells.center else",
+        "0 * offset if cells.center else",
+        hard("layer, token"),
+    ),
+    Mutant(
+        "gradient with half the share of the variance",
+        _terms,
+        "2 * dvar / n",
+        "dvar / n",
+        hard("instance 2d"),
+    ),
+    Mutant(
+        "gradient of the weight not divided by std",
+        _backward,
+        "product * at.rstd",
+        "product",
+        hard("group"),
+    ),
+    Mutant(
+        "gradient of the logits dropped",
+        _backward,
+        "*(grads[2 * len(ctx.leaves) :] or (None, None))",
+        "*(0 * g for g in grads[2 * len(ctx.leaves) :] or (dy, dy))",
+        hard("switch 2d"),
+    ),
+    Mutant(
+        "x cast twice, its gradient rounded twice",
+        composite,
+        "return eager.apply(wide,",
+        "return eager.apply(x.to(wide.dtype),",
+        lambda: promise.test_gradients_that_will_be_differentiated_again("batch 2d", 0.0),
+    ),
+    # Running statistics
+    Mutant(
+        "biased running variance",
+        plan.population,
+        "m.var * (n / max(n - 1, 1))",
+        "m.var",
+        hard("batch 2d"),
+    ),
+    Mutant(
+        "momentum the wrong way round",
+        path.update,
+        "new, momentum)",
+        "new, 1 - momentum)",
+        hard("switch 2d"),
+    ),
+    Mutant(
+        "nan taken into the running statistics",
+        path.update,
+        "torch.where(finite, new, buffer)",
+        "new",
+        lambda: promise.test_running_statistics_stay_finite("batch 2d"),
+    ),
+    # Two floats
+    Mutant(
+        "the low half of x - mean dropped",
+        two_float._centred,
+        "more + (error - rest_low)",
+        "0 * more",
+        promise.test_an_element_next_to_the_mean,
+    ),
+    Mutant(
+        "errors of sums dropped",
+        two_float._sum,
+        "_renormalize(high, error + low)",
+        "_renormalize(high, low)",
+        two_floats(),
+    ),
+    Mutant(
+        "errors of products dropped",
+        two_float._product,
+        "((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2",
+        "torch.zeros_like(high)",
+        lambda: promise.test_gradients_that_cancel("batch 2d", 1e4, "y", "two_float"),
+    ),
+    Mutant(
+        "no power of two before squaring",
+        two_float._moments,
+        "exponent = -_exponent(largest)",
+        "exponent = 0 * _exponent(largest)",
+        two_floats(hard_input="huge"),
+    ),
+]
