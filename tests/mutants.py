@@ -50,10 +50,6 @@ def hard(name, hard="plain", kernel="eager", training=True):
     return lambda: promise.test_hard_inputs(name, hard, kernel, training)
 
 
-def two_floats(name="batch 2d", hard_input="mean 1e6"):
-    return hard(name, hard_input, "two_float")
-
-
 MUTANTS = [
     # Statistics
     Mutant(
@@ -75,7 +71,7 @@ MUTANTS = [
         eager.moments,
         "x.to(torch.float64)",
         "x.to(torch.float32)",
-        hard("instance 2d", "mean 1e6"),
+        lambda: promise.test_sizes_off_the_beaten_track("rms", (65537, 7), "eager"),
     ),
     Mutant(
         "mean in one float64",
@@ -199,7 +195,9 @@ MUTANTS = [
         composite,
         "return eager.apply(wide,",
         "return eager.apply(x.to(wide.dtype),",
-        lambda: promise.test_gradients_that_will_be_differentiated_again("batch 2d", 0.0),
+        lambda: promise.test_gradients_that_will_be_differentiated_again(
+            "batch 2d", 0.0, promise.DTYPES[1]
+        ),
     ),
     # Running statistics
     Mutant(
@@ -229,27 +227,27 @@ MUTANTS = [
         two_float._centred,
         "more + (error - rest_low)",
         "0 * more",
-        promise.test_an_element_next_to_the_mean,
+        hard("switch rows", "mean 1e6", "two_float", training=False),
     ),
     Mutant(
         "errors of sums dropped",
         two_float._sum,
         "_renormalize(high, error + low)",
         "_renormalize(high, low)",
-        two_floats(),
+        lambda: promise.test_sizes_off_the_beaten_track("batch 2d", (2, 6, 251, 253), "two_float"),
     ),
     Mutant(
         "errors of products dropped",
         two_float._product,
         "((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2",
         "torch.zeros_like(high)",
-        lambda: promise.test_gradients_that_cancel("batch 2d", 1e4, "y", "two_float"),
+        lambda: promise.test_sizes_off_the_beaten_track("rms", (65537, 7), "two_float"),
     ),
     Mutant(
         "no power of two before squaring",
         two_float._moments,
         "exponent = -_exponent(largest)",
         "exponent = 0 * _exponent(largest)",
-        two_floats(hard_input="huge"),
+        hard("batch 2d", "huge", "two_float"),
     ),
 ]

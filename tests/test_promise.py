@@ -154,13 +154,14 @@ def test_nan_stays_in_its_cell(name, bad, kernel):
     assert_accurate(torch.where(spoiled, 0, y), np.where(spoiled, 0, result.y), allowed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 @pytest.mark.parametrize("name", ZOO)
-def test_gradients_that_will_be_differentiated_again(name, mean):
+def test_gradients_that_will_be_differentiated_again(name, mean, dtype):
     """They come from the differentiable form of the recipe, which keeps the same promise."""
     layer, shape = prepared(name, "eager")
-    x = (torch.randn(shape) + mean).requires_grad_()
-    dy = torch.ones(shape)
+    x = (torch.randn(shape) + mean).to(dtype).requires_grad_()
+    dy = gradient("noise", x)
     result = judge(layer, x)
     (dx,) = torch.autograd.grad(layer(x), x, dy, create_graph=True)
     gradients = result.backward(dy.double().numpy())
@@ -194,6 +195,7 @@ def test_running_statistics_stay_finite(name):
 
 
 def test_same_bits_for_any_number_of_threads():
+    """In float64, where no last rounding hides a sum taken in another order."""
     cases = {
         "layer, sample": (1, 6, 300, 301),
         "batch 2d": (4, 6, 120, 121),
@@ -204,11 +206,11 @@ def test_same_bits_for_any_number_of_threads():
     threads = torch.get_num_threads()
     try:
         for name, shape in cases.items():
-            x = torch.randn(shape).add(1).requires_grad_()
+            x = torch.randn(shape, dtype=torch.float64).add(1).requires_grad_()
             runs = []
             for count in (1, 2, 3, 7):
                 torch.set_num_threads(count)
-                layer, _ = build(name)
+                layer, _ = build(name, dtype=torch.float64)
                 y = layer(x)
                 runs.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], x.cos())])
             for run in runs[1:]:

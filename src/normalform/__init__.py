@@ -1,5 +1,7 @@
 """Every normalization from one idea: which elements share a mean and a variance."""
 
+from torch.fx import wrap as _wrap
+
 from normalform import functional as functional
 from normalform.functional import norm as norm
 from normalform.layers import BatchNorm1d as BatchNorm1d
@@ -20,3 +22,5 @@ from normalform.layers import SwitchNorm3d as SwitchNorm3d
 from normalform.layers import get_norm_layer as get_norm_layer
 from normalform.recipes import Recipe as Recipe
 from normalform.recipes import recipe as recipe
+
+_wrap("norm")  # this name too, see functional

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -327,8 +328,18 @@ def switch_norm(
     >>> torch.equal(y, nf.functional.instance_norm(x))
     True
     """
-    recipes = tuple(path.read(item) for item in over)
+    recipes = path.branches(over)
+    if running_mean is not None and sum("n" in r.over for r in recipes) > 1:
+        raise ValueError(
+            "switch_norm: one set of running statistics cannot stand for several branches that "
+            "average over samples; keep one of them, or pass None for running_mean and running_var"
+        )
     return path.running_norm(
         input, recipes, running_mean, running_var, weight, bias, training, momentum, eps,
         logits=(mean_weight, var_weight), kernel=kernel, who="switch_norm",
     )  # fmt: skip
+
+
+# One node each in a graph that torch.fx traces, however they branch inside.
+for _each in (norm, batch_norm, instance_norm, layer_norm, group_norm, rms_norm, switch_norm):
+    torch.fx.wrap(_each)

@@ -18,7 +18,7 @@ from normalform import kernels
 from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Cells, Recipe, named, recipe
 
-BATCH, INSTANCE, GROUP = named("batch"), named("instance"), named("group")
+BATCH, INSTANCE = named("batch"), named("instance")
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
 
 
@@ -59,7 +59,8 @@ def grouped(
             f"{list(input.shape)}: every group of {who} holds one value, which has no variance. "
             "Use fewer groups or a larger input"
         )
-    return blend(input, (_grouped_by(num_groups),), weight, bias, eps, kernel=kernel, who=who)
+    recipes = (read("group", g=num_groups),)
+    return blend(input, recipes, weight, bias, eps, kernel=kernel, who=who)
 
 
 def batch_norm(
@@ -80,6 +81,8 @@ def batch_norm(
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     if eps < 0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if input.ndim == 1 and input.numel() == 0:  # PyTorch takes an empty input without channels
+        return input.clone()
     return running_norm(
         input, (BATCH,), running_mean, running_var, weight, bias, training, momentum, eps,
         kernel=kernel, who=who,
@@ -242,6 +245,8 @@ def _warn_not_finite(name: str, bad: int, total: int) -> None:
 
 def read(item: str | Recipe, center: bool = True, **sizes: int) -> Recipe:
     """A recipe from a name, notation or recipe, and sizes."""
+    if torch.compiler.is_compiling():  # which sees through a cache, and warns of it
+        return recipe(named(item), center=center, **sizes)
     return _read(item, center, tuple(sizes.items()))
 
 
@@ -250,9 +255,18 @@ def _read(item: str | Recipe, center: bool, sizes: tuple[tuple[str, int], ...]) 
     return recipe(named(item), center=center, **dict(sizes))
 
 
-@lru_cache(maxsize=1024)
-def _grouped_by(groups: int) -> Recipe:
-    return GROUP.bind(g=groups)
+def branches(over: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
+    """The recipes of a blend."""
+    if isinstance(over, str):
+        raise TypeError(f'over={over!r} is one norm, a blend takes several: over=("{over}",)')
+    recipes = tuple(read(item) for item in over)
+    for r in recipes:
+        if [axis.name for axis in r.axes] != ["n", "c", "s"] or not r.center:
+            raise ValueError(
+                f'over: recipe "{r}" does not blend; its axes must be n c s, and it must subtract '
+                "the mean"
+            )
+    return recipes
 
 
 def tracked_branch(recipes: Sequence[Recipe]) -> int | None:
@@ -270,15 +284,17 @@ def require_float(x: Tensor, who: object) -> None:
 
 def _require_values(shape: torch.Size, recipe: Recipe, who: object) -> None:
     """Refuse one value a cell, in PyTorch's words and with the ways out."""
-    batch = "n" in recipe.over
-    values = math.prod(shape[2:]) * (shape[0] if batch else 1)
-    if values != 1:
+    axis = recipe.axes[0]
+    samples = shape[0] if axis.averaged else 1
+    if axis.size is not None:
+        samples = min(axis.size, samples)
+    if samples * math.prod(shape[2:]) != 1:
         return
-    if batch:
+    if axis.averaged:
         raise ValueError(
             "Expected more than 1 value per channel when training, got input size "
-            f"{shape}: one value has no variance ({who}). Use a larger batch or image, "
-            "or the running statistics: eval()"
+            f"{shape}: one value has no variance ({who}). Use a larger "
+            f"{'block' if axis.split else 'batch'} or image, or the running statistics: eval()"
         )
     raise ValueError(
         f"Expected more than 1 spatial element when training, got input size {shape}: one value "

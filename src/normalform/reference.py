@@ -14,156 +14,26 @@ and backward, where ``mean`` and ``var`` depend on ``x`` too, for ``g = weight *
 
     dx = rstd * (g - average(g) - xhat * average(g * xhat))
 
-Arrays are (N, C, *) of any float type, with at least one element. Results are float64. Inside,
-everything is computed in the widest type the machine has, so that float64 can be judged too, and
-``x`` is centred before it is squared or scaled, so that no digits are lost to a large mean.
+The code of both is in :mod:`normalform.normal_form`; here are the norms that have names, and their
+running statistics. Arrays are (N, C, *) of any float type, with at least one element; results are
+float64, and good enough to judge float64 by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from normalform import recipes
-from normalform.recipes import Cells, Recipe, named
+from normalform.normal_form import Array, Moments, lay, moments, narrow, normalize, widen
+from normalform.normal_form import Gradients as Gradients
+from normalform.normal_form import Result as Result
+from normalform.recipes import Recipe, named
 
-Array = NDArray[np.floating[Any]]
 Given = ArrayLike | None
-
-# 64 bits of significand on x86, 11 more than float64 has. Where a machine has nothing wider than
-# float64 the results are right to a few roundings of float64, at any |mean|/std.
-WIDEST = np.longdouble
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients of ``sum(dy * y)``, and the sizes their rounding errors are measured by.
-
-    Attributes:
-        x: shape of ``x``.
-        weight: ``sum(dy * xhat)``, shape of ``weight``; None where there is no weight.
-        bias: ``sum(dy)``, shape of ``bias``; None where there is no bias.
-        mean_weight: of the logits that blend the means, one a branch; None outside a blend.
-        var_weight: of the logits that blend the variances.
-        terms: sum of the absolute terms that ``x`` is the sum of, each branch of a blend counted.
-        weight_scale: root of the sum of ``(dy * xhat)**2``.
-        bias_scale: root of the sum of ``dy**2``.
-        mean_weight_scale: root of the sum of squares of what each element adds to ``mean_weight``.
-        var_weight_scale: the same for ``var_weight``.
-    """
-
-    x: Array
-    weight: Array | None
-    bias: Array | None
-    mean_weight: Array | None
-    var_weight: Array | None
-    terms: Array
-    weight_scale: Array | None
-    bias_scale: Array | None
-    mean_weight_scale: Array | None
-    var_weight_scale: Array | None
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The statistics of one recipe on ``x``, and their shares of the blend; 1 outside a blend."""
-
-    cells: Cells | None  # None: running statistics, constants to the gradient
-    d: Array  # x - mean
-    mean: Array
-    var: Array
-    mean_share: Any = 1.0
-    var_share: Any = 1.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """A normalized array, and what its gradient needs.
-
-    Attributes:
-        y: the normalized array, shape of ``x``.
-        xhat: the same before weight and bias.
-        mean: what was subtracted, broadcastable to ``x``; blended, for a blend.
-        var: the biased variance that was divided by, likewise.
-        weight: laid along the axes of ``x``; None where there is none.
-        bias: likewise.
-        running_mean: the running mean after this batch; None where none is kept.
-        running_var: the running variance after this batch, made of unbiased variances.
-    """
-
-    y: Array
-    xhat: Array
-    mean: Array
-    var: Array
-    weight: Array | None
-    bias: Array | None
-    running_mean: Array | None
-    running_var: Array | None
-    _d: Array = field(repr=False)
-    _rstd: Array = field(repr=False)
-    _branches: Sequence[Branch] = field(repr=False)
-    _param_dims: Sequence[int] = field(repr=False)
-    _learned: bool = field(repr=False)
-
-    def backward(self, dy: ArrayLike) -> Gradients:
-        """Gradients for ``dy``, the gradient of ``y``.
-
-        The mean and the variance that an element meets get ``gm = -g * rstd`` and
-        ``gv = -g * d * rstd**3 / 2``. Each branch ``k``, with shares ``w`` and ``v``, hands them on
-        to the elements of its cells, and to its two logits through the softmax::
-
-            dx = g * rstd + sum_k (w * average(gm) + 2 * v * average(gv) * (x - mean_k))
-            dmean_weight[k] = w * sum(gm * (mean_k - mean))
-            dvar_weight[k] = v * sum(gv * (var_k - var))
-        """
-        dy = _wide(dy).reshape(self._d.shape)
-        with np.errstate(all="ignore"):
-            g = dy if self.weight is None else self.weight * dy
-            gm = -g * self._rstd
-            gv = gm * self._d * self._rstd**2 / 2
-            terms = [-gm]
-            for k in self._branches:
-                if k.cells is not None:
-                    terms.append(k.mean_share * _average(gm, k.cells))
-                    terms.append(2 * k.var_share * _average(gv, k.cells) * k.d)
-            to_weight = None if self.weight is None else dy * self._d * self._rstd
-            to_bias = None if self.bias is None else dy
-            to_mean = to_var = None
-            if self._learned:
-                # mean_k - mean as (x - mean) - (x - mean_k), neither of which has lost digits.
-                to_mean = np.stack([k.mean_share * gm * (self._d - k.d) for k in self._branches])
-                var = sum(k.var_share * k.var for k in self._branches)
-                to_var = np.stack([k.var_share * gv * (k.var - var) for k in self._branches])
-            weight, weight_scale = _sums(to_weight, self._param_dims)
-            bias, bias_scale = _sums(to_bias, self._param_dims)
-            mean_weight, mean_weight_scale = _sums(to_mean, [0])
-            var_weight, var_weight_scale = _sums(to_var, [0])
-            return Gradients(
-                x=_narrow(sum(terms)),
-                weight=weight,
-                bias=bias,
-                mean_weight=mean_weight,
-                var_weight=var_weight,
-                terms=_narrow(sum(np.abs(term) for term in terms)),
-                weight_scale=weight_scale,
-                bias_scale=bias_scale,
-                mean_weight_scale=mean_weight_scale,
-                var_weight_scale=var_weight_scale,
-            )
-
-    def largest(self, values: Array) -> Array:
-        """Largest of ``values`` in the cell of each element; in all its cells, for a blend.
-
-        Where the statistics are constants an element stands alone.
-        """
-        for branch in self._branches:
-            if branch.cells is not None:
-                values = np.maximum(values, _per_cell(np.max, values, branch.cells))
-        return values
 
 
 def norm(
@@ -188,9 +58,8 @@ def norm(
     array([[-1.,  1., 10., 10.],
            [ 1., -1.,  9., 11.]])
     """
-    spec = recipes.recipe(named(recipe), center=center, **sizes)
-    x = _wide(x)
-    return _apply(x, [_statistics(x, spec)], spec.param_dims(x.ndim, params), weight, bias, eps)
+    bound = recipes.recipe(named(recipe), center=center, **sizes)
+    return _normalize(x, [bound], weight, bias, eps, params=params)
 
 
 def layer_norm(
@@ -245,8 +114,8 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    running = (running_mean, running_var)
-    return _track(x, [named("instance")], [0], running, use_input_stats, momentum, ...)
+    running = _Running(running_mean, running_var, use_input_stats, momentum)
+    return _normalize(x, [named("instance")], weight, bias, eps, running)
 
 
 def batch_norm(
@@ -271,3 +140,156 @@ def batch_norm(
     >>> result.y.ravel().round(4), result.running_mean, result.running_var   # 0.9 * 1 + 0.1 * 4
     (array([-1.2247,  0.    ,  1.2247]), array([2.]), array([1.3]))
     """
+    recipe = named("batch" if block is None else f"ghost:{block}")
+    running = _Running(running_mean, running_var, training, momentum)
+    return _normalize(x, [recipe], weight, bias, eps, running)
+
+
+def switch_norm(
+    x: ArrayLike,
+    mean_weight: ArrayLike,
+    var_weight: ArrayLike,
+    weight: Given = None,
+    bias: Given = None,
+    eps: float = 1e-5,
+    *,
+    over: Sequence[str | Recipe] = ("instance", "layer", "batch"),
+    running_mean: Given = None,
+    running_var: Given = None,
+    training: bool = True,
+    momentum: float = 0.1,
+) -> Result:
+    """Switchable norm: the statistics of several norms, blended by learned shares.
+
+    With ``w = softmax(mean_weight)`` and ``v = softmax(var_weight)``, one logit a branch::
+
+        mean = sum_k w[k] * mean_k,    var = sum_k v[k] * var_k
+
+    The spread between the means is left out of ``var``, as in the paper (Luo et al. 2018,
+    arXiv:1806.10779). In evaluation running statistics stand in for every branch that averages over
+    samples. A branch whose cells hold one value says nothing: the softmax runs over the others,
+    and its logits get no gradient; ValueError where no branch is left.
+
+    >>> x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    >>> only_layer = [-1e9, 0.0, -1e9]
+    >>> bool(np.all(switch_norm(x, only_layer, only_layer).y == layer_norm(x).y))
+    True
+    """
+    recipes = [named(each) for each in over]
+    running = _Running(running_mean, running_var, training, momentum)
+    return _normalize(x, recipes, weight, bias, eps, running, (mean_weight, var_weight))
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Running statistics of shape (C,), and what to do with them."""
+
+    mean: Given = None
+    var: Given = None
+    training: bool = True
+    momentum: float = 0.1
+
+
+def _normalize(
+    x: ArrayLike,
+    over: Sequence[Recipe],
+    weight: Given,
+    bias: Given,
+    eps: float,
+    running: _Running | None = None,
+    logits: tuple[ArrayLike, ArrayLike] | None = None,
+    params: str = "c",
+) -> Result:
+    """One recipe, or a blend of several where there are logits."""
+    x = widen(x)
+    if x.size == 0:
+        raise ValueError(f"x of shape {x.shape} has no element to normalize")
+    dims = over[0].param_dims(x.ndim, params)
+    weight, bias = lay(weight, x, dims, "weight"), lay(bias, x, dims, "bias")
+    running = running or _Running()
+    # Of a blend, running statistics are those of what is averaged over samples.
+    tracked = [logits is None or "n" in recipe.over for recipe in over]
+    with np.errstate(all="ignore"):
+        branches = [
+            moments(x, recipe) if running.training or not tracks else _constants(x, recipe, running)
+            for recipe, tracks in zip(over, tracked, strict=True)
+        ]
+        if logits is not None:
+            branches = _shared(branches, *logits)
+        result = normalize(branches, weight, bias, eps, dims, learned=logits is not None)
+        source = next((k for k, tracks in zip(branches, tracked, strict=True) if tracks), None)
+        mean, var = _updated(running, source)
+    return replace(result, running_mean=mean, running_var=var)
+
+
+def _shared(
+    branches: Sequence[Moments], mean_weight: ArrayLike, var_weight: ArrayLike
+) -> list[Moments]:
+    """The branches with their shares: a softmax over those that have a variance."""
+    alive = np.array([_has_variance(k) for k in branches])
+    if not alive.any():
+        raise ValueError(f"every cell of shape {branches[0].d.shape} holds one value: no variance")
+    shares: list[Array] = []
+    for logits in (widen(mean_weight), widen(var_weight)):
+        if logits.shape != alive.shape:
+            raise ValueError(f"{len(branches)} branches, but logits of shape {logits.shape}")
+        shares.append(_softmax(np.where(alive, logits, -np.inf)))
+    return [
+        replace(k, mean_share=w, var_share=v) for k, w, v in zip(branches, *shares, strict=True)
+    ]
+
+
+def _softmax(logits: Array) -> Array:
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def _has_variance(k: Moments) -> bool:
+    return k.cells is None or max(k.cells.counts) > 1
+
+
+def _constants(x: Array, recipe: Recipe, running: _Running) -> Moments:
+    """Running statistics in the place of those of ``x``."""
+    channels = recipe.param_dims(x.ndim, "c")
+    mean = lay(running.mean, x, channels, "running_mean")
+    var = lay(running.var, x, channels, "running_var")
+    if mean is None or var is None:
+        raise ValueError("evaluation needs running_mean and running_var")
+    return Moments(x - mean, widen(mean), widen(var), None)
+
+
+def _updated(running: _Running, batch: Moments | None) -> tuple[Array | None, Array | None]:
+    """Running mean and variance after a batch, unchanged where it has none.
+
+    They learn ``mean`` and the *unbiased* ``n / (n - 1) * var``; where a channel has several cells,
+    the mean over samples, which weighs a block by its size.
+    """
+    if running.mean is None and running.var is None:
+        return None, None
+    if batch is None or batch.cells is None or not _has_variance(batch):
+        return _moved(running.mean, None, 0), _moved(running.var, None, 0)
+    cells = batch.cells
+    runs = zip(cells.runs, cells.counts, strict=True)
+    factor = np.concatenate(
+        [np.full((stop - start, 1), n / (n - 1)) for (start, stop, _), n in runs]
+    )
+    mean, var = (
+        np.reshape(np.transpose(t, cells.order), (-1, cells.shape[1]))
+        for t in (batch.mean, batch.var)
+    )
+    return (
+        _moved(running.mean, np.mean(mean, axis=0), running.momentum),
+        _moved(running.var, np.mean(factor * var, axis=0), running.momentum),
+    )
+
+
+def _moved(old: Given, new: Array | None, momentum: float) -> Array | None:
+    """``(1 - momentum) * old + momentum * new``; ``old`` where that is not finite in its type."""
+    if old is None:
+        return None
+    old = np.asarray(old)
+    if new is None:
+        return narrow(old)
+    moved = (1 - momentum) * widen(old) + momentum * new
+    fits = np.abs(moved) <= np.finfo(np.result_type(old, 1.0)).max
+    return narrow(np.where(fits, moved, old))

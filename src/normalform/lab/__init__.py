@@ -1,0 +1,1 @@
+"""Comparing norms on real images: data, networks, arms, training, records, report."""

@@ -105,11 +105,6 @@ def _check_branches(name: str, over: tuple[Recipe, ...], channels: int, tracks: 
         raise ValueError(f"{name}(over=()): name at least one norm to blend")
     tracked = [r for r in over if "n" in r.over]
     for r in over:
-        if [axis.name for axis in r.axes] != ["n", "c", "s"] or not r.center:
-            raise ValueError(
-                f'{name}: recipe "{r}" does not blend; its axes must be n c s, and it must '
-                "subtract the mean"
-            )
         blocks = r.axes[0].blocks
         r.cells((blocks or 1, channels))
         if tracks and "n" in r.over and "s" not in r.over:
@@ -141,7 +136,7 @@ class _SwitchNorm(_BatchStatistics):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        recipes = tuple(path.read(item) for item in over)
+        recipes = path.branches(over)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, recipes, device, dtype
         )

@@ -52,14 +52,16 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
     >>> use_bias
     True
     """
-    stem, _, number = name.partition(":")
+    stem, colon, number = name.partition(":")
     if stem not in _BY_DIM and stem not in _ANY_DIM:
         known = ", ".join(k + _NUMBERED.get(k, "") for k in (*_BY_DIM, *_ANY_DIM))
         raise ValueError(f"unknown norm {name!r}; known: {known}")
     if dim not in (1, 2, 3):
         raise ValueError(f"get_norm_layer({name!r}, dim={dim!r}): dim is 1, 2 or 3")
-    if number or stem not in ("none", "group", "layer"):
-        split_name(name)
+    if colon and stem == "none":
+        raise ValueError(f"norm 'none' takes no number, got {name!r}")
+    if colon:
+        split_name(name)  # which says what is wrong with the number
     if stem == "layer":
         return partial(plain.GroupNorm, 1, **options)
     if stem == "group":

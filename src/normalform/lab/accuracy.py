@@ -1,0 +1,133 @@
+"""How far layers are from the exact result: ours and PyTorch's, in units of the promise.
+
+Our layer and PyTorch's get the same input and parameters. The float64 reference says what they
+should have given, and how far from it the promise lets them be: an error of 1.00 is all of that.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normalform.lab.cases import DTYPES, NORMS, Case, laid_out, layers, plan, random_input
+from normalform.testing import measure
+
+# Columns of the table, each the largest of what measure() calls by these names.
+QUANTITIES: Mapping[str, tuple[str, ...]] = {
+    "y": ("y",),
+    "dx": ("dx",),
+    "dweight": ("dweight",),
+    "dbias": ("dbias",),
+    "logits": ("dmean_weight", "dvar_weight"),
+    "running": ("running_mean", "running_var"),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Largest error of a case in units of the promise, by quantity; PyTorch's beside ours."""
+
+    case: Case
+    ours: Mapping[str, float]
+    torch: Mapping[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Ours is inside the promise."""
+        return all(error <= 1 for error in self.ours.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """The worst of several cases."""
+
+    label: tuple[str, ...]
+    ours: Mapping[str, float]
+    torch: Mapping[str, float]
+    cases: int
+
+    @property
+    def ok(self) -> bool:
+        """Ours is inside the promise."""
+        return all(error <= 1 for error in self.ours.values())
+
+
+def accuracy(
+    norms: Sequence[str] = NORMS,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    *,
+    kernel: str = "auto",
+    quick: bool = False,
+) -> list[Row]:
+    """The table of accuracy: for every norm and type the worst of all cases.
+
+    Args:
+        norms: some of ``NORMS``.
+        dtypes: some of ``DTYPES``.
+        kernel: the kernel our layers run.
+        quick: fewer and smaller cases.
+
+    Returns:
+        Rows labelled (norm, dtype).
+
+    Raises:
+        ValueError: an unknown norm, dtype or kernel.
+
+    >>> row, = accuracy(["rms"], ["float32"], quick=True)
+    >>> row.label, row.ok, list(row.ours)
+    (('rms', 'float32'), True, ['y', 'dx', 'dweight'])
+    """
+    found = [measured(case, kernel=kernel) for case in plan(norms, dtypes, quick=quick)]
+    return worst(found, lambda case: (case.norm, case.dtype))
+
+
+def measured(case: Case, x: Tensor | None = None, *, kernel: str = "auto") -> Measured:
+    """Run our layer and PyTorch's.
+
+    Args:
+        case: what to run.
+        x: the input (N, C, *); None for random numbers.
+        kernel: the kernel our layer runs.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
+    x = random_input(case, generator) if x is None else x
+    ours, theirs = layers(case, x, generator)
+    ours.kernel = kernel  # pyright: ignore[reportArgumentType]
+    x = laid_out(x, case)
+    dy = laid_out(torch.randn(case.shape, generator=generator, dtype=torch.float64), case)
+    return Measured(case, _columns(measure(ours, x, dy)), _columns(measure(theirs, x, dy)))
+
+
+def worst(found: Iterable[Measured], label: Callable[[Case], tuple[str, ...]]) -> list[Row]:
+    """The worst of all cases that share a label, in the order in which labels come."""
+    sides: dict[tuple[str, ...], list[Measured]] = {}
+    for each in found:
+        sides.setdefault(label(each.case), []).append(each)
+    return [
+        Row(
+            name,
+            ours=_largest(each.ours for each in members),
+            torch=_largest(each.torch for each in members),
+            cases=len(members),
+        )
+        for name, members in sides.items()
+    ]
+
+
+def _columns(errors: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for column, names in QUANTITIES.items():
+        present = [errors[name] for name in names if name in errors]
+        if present:
+            found[column] = max(present)
+    return found
+
+
+def _largest(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    sides = list(found)
+    columns = [column for column in QUANTITIES if any(column in side for side in sides)]
+    return {column: max(side.get(column, 0.0) for side in sides) for column in columns}

@@ -1,0 +1,165 @@
+"""``normalform compare``: plan, train what is missing, keep every run, show, report."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normalform.lab.data import Dataset, load
+from normalform.lab.environment import cores, environment
+from normalform.lab.plan import Options, describe, folder_of, planned, settle
+from normalform.lab.records import Writer, read
+from normalform.lab.rows import Row
+from normalform.lab.train import Outcome, Run
+from normalform.lab.workers import Done, train_all
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_EXTRA = {"rich": "rich", "altair": "altair", "vl_convert": "vl-convert-python", "PIL": "pillow"}
+MOST_WORKERS = 8
+
+
+def compare(options: Options) -> Path:
+    """Train every arm that has no finished run yet, print a table, write the report.
+
+    Args:
+        options: what to compare; the defaults are the main comparison.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra ``lab`` is missing.
+        FileNotFoundError: there is no such data.
+        ValueError: the data, an option or the folder cannot be used.
+        RuntimeError: a worker failed.
+        KeyboardInterrupt: after a line on how to go on; finished runs are kept.
+    """
+    _require_extra()
+    from rich.console import Console
+
+    from normalform.lab.progress import results_table
+
+    console = Console(highlight=False, markup=False)
+    settings = settle(options)
+    data = load(options.data)
+    arms, runs = planned(settings, data)
+    folder = folder_of(options, data)
+    meta = describe(settings, arms, runs, data, folder.name) | _dates(folder)
+    with Writer(folder, meta) as writer:
+        missing = {run_id: run for run_id, run in runs.items() if run_id not in writer.finished}
+        _say_what_is_there(console, writer, runs, missing)
+        try:
+            _train(console, writer, missing, data, options.workers)
+        except KeyboardInterrupt:
+            done = len(read(folder).rows)
+            console.print(
+                f"Interrupted: {done} of {len(runs)} runs are finished and kept in {folder}. "
+                "The same command continues."
+            )
+            raise
+        finished = read(folder)
+        console.print(results_table(finished))
+        console.print("Drawing the report ...")
+        from normalform.lab import report  # takes a second to import
+
+        path = report.write(folder)
+    console.print(f"Report: {path}", soft_wrap=True)
+    return path
+
+
+def _require_extra() -> None:
+    missing = [name for module, name in _EXTRA.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f'normalform compare needs {", ".join(missing)}: pip install "normalform[lab]"'
+        )
+
+
+def _dates(folder: Path) -> dict[str, str]:
+    """When the comparison began and when it was last worked on."""
+    now = _now()
+    try:
+        created = str(read(folder).meta["created"])
+    except (KeyError, ValueError):
+        created = now
+    return {"created": created, "updated": now}
+
+
+def _say_what_is_there(
+    console: Console, writer: Writer, runs: Mapping[str, Run], missing: Mapping[str, Run]
+) -> None:
+    others = [row for row in writer.rows if row.commit != environment()["commit"]]
+    if others:
+        console.print(
+            f"{len(others)} finished runs were made with other sources than these "
+            f"({others[0].commit or 'no checkout'}); choose another --name to run them again."
+        )
+    for run_id in writer.damaged:
+        console.print(f"The details of {run_id} are damaged; the run is repeated.")
+    if not missing:
+        console.print(
+            f"All {len(runs)} runs are finished in {writer.folder}; "
+            "choose another --name to run them again."
+        )
+    elif writer.finished:
+        console.print(f"{len(writer.finished)} of {len(runs)} runs are finished; going on.")
+
+
+def _train(
+    console: Console,
+    writer: Writer,
+    missing: Mapping[str, Run],
+    data: Dataset,
+    workers: int | None,
+) -> None:
+    from normalform.lab.progress import Progress
+
+    side_by_side = workers or min(cores(), MOST_WORKERS)
+    with Progress(console, missing) as progress:
+        for message in train_all(missing, data, side_by_side):
+            if isinstance(message, Done):
+                run = missing[message.run_id]
+                writer.add(
+                    _row(message.run_id, run, message.outcome, data), message.outcome.details
+                )
+                progress.done(message.run_id)
+            else:
+                progress.epoch(message.run_id)
+
+
+def _row(run_id: str, run: Run, outcome: Outcome, data: Dataset) -> Row:
+    _, height, width = data.shape
+    values = run.arm.values(run.network, height, width)
+    fewest = min(row[-1] for row in values) if run.arm.branches else None
+    measured: dict[str, Any] = {
+        name: value for name, value in vars(outcome).items() if name != "details"
+    }
+    where: dict[str, Any] = dict(environment())
+    return Row(
+        run_id=run_id,
+        data=data.name,
+        network=run.network.name,
+        last_map=run.network.last_map(height, width),
+        arm=run.arm.label,
+        norm=run.arm.norm,
+        nbs=run.arm.nbs,
+        sgd_batch=run.arm.sgd_batch,
+        seed=run.seed,
+        epochs=run.epochs,
+        lr=run.peak_lr,
+        train_images=len(data.x_train),
+        test_images=len(data.x_test),
+        values_per_statistic_min=fewest,
+        date=_now(),
+        **measured,
+        **where,
+    )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,7 @@
+"""The report of a comparison: plots, and one page that a person would rather read than the table.
+
+Findings (``findings.py``) are asked questions (``questions.py``), answered in words (``words.py``)
+and drawn (``figures.py``) from tidy tables (``series.py``); ``page.py`` puts it together.
+"""
+
+from normalform.lab.report.page import write as write

@@ -1,0 +1,185 @@
+"""The page's upper half: what was done, the main figure, and the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from normalform.lab.report import series, style, words
+from normalform.lab.report.canvas import Canvas
+from normalform.lab.report.findings import Findings, Network
+from normalform.lab.report.markup import slot, still, table, text
+from normalform.lab.report.questions import Comparison, Question
+
+_DETECTABLE = (
+    "Differences are paired: the same seeds and the same test images on both sides. A point is one "
+    "percentage point of test error. The 95 % interval is for other seeds and other test images. "
+    "What the run could have detected is the true difference that four runs in five like this one "
+    "would have told from zero; smaller ones can hide."
+)
+
+
+def header(findings: Findings, asked: Sequence[Question]) -> str:
+    """Title, what was done, and the shortest answers."""
+    data, config = findings.meta["data"], findings.meta["config"]
+    arms = len(findings.networks[0].arms)
+    done, planned = len(findings.rows), len(findings.meta["runs"])
+    ends = " and ".join(n.ends for n in findings.networks)
+    epochs, seeds = words.count(config["epochs"], "epoch"), words.count(findings.seeds, "seed")
+    lead = (
+        f"{arms} ways to normalize or not, in small networks that end in maps of {ends}, trained "
+        f"on {data['title']}: {epochs}, {seeds}, {words.count(done, 'run')}. "
+        "NBS, the normalization batch size, is how many images share their batch statistics."
+    )
+    short = words.summary(findings, asked)
+    parts = [f"<h1>Normalization and batch size on {text(data['title'])}</h1>"]
+    parts.append(f'<p class="lead">{text(lead)}</p>')
+    if done < planned:
+        unfinished = f"{planned - done} of {planned} runs are not finished. This report is partial."
+        parts.append(f'<div class="short warning">{text(unfinished)}</div>')
+    for damaged in findings.damaged:
+        parts.append(f'<div class="short warning">{text(damaged)}</div>')
+    if findings.seeds == 1:
+        parts.append(f'<div class="short warning">{text(words.about_seeds(1))}</div>')
+    if short:
+        items = "".join(f"<li>{text(line)}</li>" for line in short)
+        parts.append(f'<div class="short"><h2>In short</h2><ul>{items}</ul></div>')
+    return "\n".join(parts)
+
+
+def legend(canvas: Canvas) -> str:
+    """Buttons that show and hide a norm in every chart, and what the dashes mean."""
+    buttons = [
+        f'<button type="button" aria-pressed="true" data-key="{text(key)}">'
+        f"{_symbol(shape, colour)}{text(words.key_title(canvas.findings, key))}</button>"
+        for key, shape, colour in zip(
+            canvas.keys, style.shapes(canvas.keys), style.colours(canvas.keys), strict=True
+        )
+    ]
+    dashes = [
+        '<span><svg viewBox="0 0 30 8" aria-hidden="true"><line x1="0" y1="4" x2="30" y2="4" '
+        f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dash[0]} {dash[1]}"/></svg>'
+        f"NBS {size}</span>"
+        for size, dash in zip(canvas.sizes, style.DASHES, strict=False)
+    ]
+    return (
+        '<nav class="legend" aria-label="Show or hide norms in all charts">'
+        f'{"".join(buttons)}<span class="dashes">{"".join(dashes)}</span></nav>'
+    )
+
+
+_PATHS = {
+    "circle": "M-1,0A1,1 0 1,0 1,0A1,1 0 1,0 -1,0Z",
+    "square": "M-.9,-.9H.9V.9H-.9Z",
+    "triangle-up": "M0,-1L1,.8H-1Z",
+    "triangle-down": "M0,1L1,-.8H-1Z",
+    "diamond": "M0,-1.1L1,0L0,1.1L-1,0Z",
+    "cross": "M-1,-.35H-.35V-1H.35V-.35H1V.35H.35V1H-.35V.35H-1Z",
+    "wedge": "M0,-1L.5,.8H-.5Z",
+}
+
+
+def _symbol(shape: str, colour: str) -> str:
+    path = _PATHS.get(shape, shape)
+    return (
+        f'<svg viewBox="-1.3 -1.3 2.6 2.6" aria-hidden="true"><path d="{path}" '
+        f'fill="{colour}"/></svg>'
+    )
+
+
+def error(findings: Findings, svg: str) -> str:
+    """The main figure, with the table of values behind each mean."""
+    panels = "".join(
+        f"<div><h3>Ends at {n.ends}</h3><p class='soft'>{text(n.title)}</p>"
+        f"{slot(f'error:{n.name}', _error_label(n), {})}</div>"
+        for n in findings.networks
+    )
+    label = "; ".join(_error_label(n) for n in findings.networks)
+    caption = (
+        "Small dots are single seeds, large marks their means; both panels have the same scale. "
+        "A line across the panel is a norm that takes no statistics over the batch, so that NBS "
+        "does not move it. The second line of labels counts the values behind each mean in the "
+        "last layer."
+    )
+    stars = [a for n in findings.networks for a in n.arms if a.key == "sgd"]
+    if stars:
+        caption += (
+            f" The star is trained with steps of {stars[0].sgd_batch} images; everywhere else the "
+            f"step is {stars[0].usual_batch} images, cut into blocks of NBS."
+        )
+    counts = "".join(_values_table(n) for n in findings.networks)
+    return (
+        "<section><h2>Test error against normalization batch size</h2>"
+        f'<figure><div class="live pair">{panels}</div>{still(svg, label)}'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+        f"<details><summary>Values behind each mean, layer by layer</summary>{counts}</details>"
+        "</section>"
+    )
+
+
+def _error_label(network: Network) -> str:
+    said = [
+        f"{words.title(a)} {words.percent(a.mean_error)}"
+        if a.errors
+        else f"{words.title(a)} {'cannot run' if a.impossible else 'not run yet'}"
+        for a in network.arms
+    ]
+    return f"Test error, network that ends at {network.ends}: {', '.join(said)}"
+
+
+def _values_table(network: Network) -> str:
+    layers = [f"layer {i}<br>{text(layer)}" for i, layer in enumerate(network.layers, 1)]
+    rows = [
+        [text(arm.label), *(" / ".join(f"{v:,}" for v in layer) for layer in arm.values)]
+        for arm in network.arms
+        if arm.values is not None and arm.values.size
+    ]
+    caption = f"Ends at {network.ends}. For switchable norm: instance / layer / batch."
+    return table(text(caption), ["arm", *layers], rows)
+
+
+def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
+    """The questions, each answered in words for every network, and all differences in a chart."""
+    if not asked:
+        return ""
+    panels = "".join(
+        f"<div><h3>Ends at {n.ends}</h3>"
+        f"{slot(f'differences:{n.name}', f'Differences, network that ends at {n.ends}', {})}"
+        "</div>"
+        for n in findings.networks
+    )
+    caption = (
+        "Each row is the first arm's error minus the second's. The mark is the mean, the line the "
+        "95 % interval, the grey band what this run could not have told from zero."
+    )
+    return (
+        "<section><h2>What the numbers say</h2>"
+        f'<p class="soft">{text(_DETECTABLE)}</p>'
+        f'<figure><div class="live pair">{panels}</div>{still(svg, "All differences")}'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+        f"{''.join(_answer(findings, q) for q in asked)}</section>"
+    )
+
+
+def _answer(findings: Findings, question: Question) -> str:
+    columns = "".join(
+        f"<div><h4>Ends at {n.ends}</h4><ul>"
+        + "".join(_item(c) for c in question.comparisons if c.network is n)
+        + "</ul></div>"
+        for n in findings.networks
+    )
+    return (
+        f'<div class="answer"><h3>{text(question.text)}</h3><p class="why">{text(question.why)}</p>'
+        f'<div class="pair">{columns}</div></div>'
+    )
+
+
+def _item(comparison: Comparison) -> str:
+    found = comparison.estimate
+    kind = ""
+    if found is not None and found.differs:
+        kind = "worse" if found.mean > 0 else "better"
+    short = f"{series.contrast(comparison, 'against')}: {words.verdict(comparison)}"
+    return (
+        f'<li><span class="verdict {kind}">{text(short)}</span>'
+        f"{text(words.sentence(comparison))}</li>"
+    )

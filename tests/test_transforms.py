@@ -1,0 +1,441 @@
+"""What torch can do to a function it can do to ours: compile, export, trace, map, differentiate.
+
+In float64 the recipe and the hand-written gradient agree to 1e-12, in float32 to the last bit but
+one, whichever of them a transform runs.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import normalform as nf
+from steps import IN_TORCH, assert_same, direction, example, step, torch_twin
+from zoo import ZOO, build
+
+each_layer = pytest.mark.parametrize("name", ZOO)
+each_torch_layer = pytest.mark.parametrize("name", IN_TORCH)
+each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+TRACKING = ["batch 2d", "instance, tracked", "switch 2d", "ghost 2d"]
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "norm": lambda x, w: nf.norm(x, "n (g [c]) [s]", w, g=2),
+    "norm by name": lambda x, w: nf.norm(x, "batch", w),
+    "norm, not centred": lambda x, w: nf.norm(x, "n [c] s", w, center=False),
+    "batch_norm": lambda x, w: nf.functional.batch_norm(x, 0 * w, w * w, w, training=True),
+    "instance_norm": lambda x, w: nf.functional.instance_norm(x, weight=w),
+    "layer_norm": lambda x, w: nf.functional.layer_norm(x, x.shape[2:]),
+    "group_norm": lambda x, w: nf.functional.group_norm(x, 2, w),
+    "rms_norm": lambda x, w: nf.functional.rms_norm(x, x.shape[2:]),
+    "switch_norm": lambda x, w: nf.functional.switch_norm(x, None, None, w[:3], w[1:], w),
+    "switch_norm of two": lambda x, w: nf.functional.switch_norm(
+        x, None, None, w[:2], w[1:3], over=("layer", "ghost:2")
+    ),
+}
+each_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled():
+    torch._dynamo.reset()
+
+
+def prepared(
+    name: str, training: bool = True, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Tensor]:
+    layer, shape = build(name, dtype=dtype)
+    return layer.train(training), example(shape, dtype)
+
+
+def with_state(layer: nn.Module) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+    """The layer as a function of x and its parameters, which leaves the buffers as they are."""
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        names = [name for name, _ in layer.named_parameters()]
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        return functional_call(
+            layer, {**dict(zip(names, parameters, strict=True)), **buffers}, (x,)
+        )
+
+    return call, {name: p.detach() for name, p in layer.named_parameters()}
+
+
+# Compiling
+
+
+@each_mode
+@each_layer
+def test_compiled_without_a_break(name: str, training: bool):
+    layer, x = prepared(name, training)
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        assert_same(step(compiled, layer, x), step(twin, twin, x))
+
+
+@each_layer
+def test_compiled_for_any_batch(name: str):
+    layer, x = prepared(name)
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for samples in (x.shape[0], x.shape[0] + 3):
+        z = example((samples, *x.shape[1:]))
+        assert_same(step(compiled, layer, z), step(twin, twin, z))
+
+
+@pytest.mark.parametrize("name", TRACKING)
+def test_compiled_with_a_cumulative_average(name: str):
+    layer, x = prepared(name)
+    layer.momentum = None
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for scale in (1, 2, 3):
+        assert_same(step(compiled, layer, scale * x), step(twin, twin, scale * x))
+
+
+@each_function
+def test_functions_compiled_without_a_break(function: Callable[..., Tensor]):
+    x, w = example((4, 4, 2, 3)), torch.tensor([0.5, 1.0, 1.5, 2.0])
+    for dynamic in (False, True):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        assert_same({"y": compiled(x, w)}, {"y": function(x, w)})
+
+
+# Exporting: for other runtimes the graph holds PyTorch's own operators
+
+
+OPERATORS = {
+    "BatchNorm": "aten.batch_norm.default",
+    "InstanceNorm": "aten.instance_norm.default",
+    "LayerNorm": "aten.layer_norm.default",
+    "GroupNorm": "aten.group_norm.default",
+    "RMSNorm": "aten.rms_norm.default",
+}
+
+
+@each_mode
+@each_torch_layer
+def test_exported_as_torchs_own_operator(name: str, training: bool):
+    layer, x = prepared(name, training)
+    twin = torch_twin(layer)
+    program = torch.export.export(layer, (x,))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert OPERATORS[type(layer).__name__.rstrip("123d")] in called
+    module = program.module()
+    assert torch.equal(module(x), twin(x))
+    state = module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in twin.state_dict().items())
+
+
+@each_mode
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in IN_TORCH])
+def test_exported_where_torch_has_no_operator(name: str, training: bool):
+    layer, x = prepared(name, training)
+    twin = copy.deepcopy(layer)
+    module = torch.export.export(layer, (x,)).module()
+    assert_torchs_accuracy(module(x), twin(x))
+    state = module.state_dict()
+    for key, value in twin.state_dict().items():
+        assert_torchs_accuracy(state[key], value)
+
+
+def assert_torchs_accuracy(actual: Tensor, expected: Tensor) -> None:
+    """A graph for other runtimes works in float32 throughout: some roundings of ordinary values."""
+    apart = (actual.double() - expected.double()).abs()
+    assert bool((apart <= 32 * 2.0**-24 * (1 + expected.double().abs())).all()), float(apart.max())
+
+
+class Side(nn.Module):
+    """Several layers, each of an input of its own."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_onnx_runs_every_layer(tmp_path):
+    layers, inputs = map(list, zip(*(prepared(name, training=False) for name in ZOO), strict=True))
+    expected = [
+        (torch_twin(layer) if name in IN_TORCH else layer)(x).detach()
+        for name, layer, x in zip(ZOO, layers, inputs, strict=True)
+    ]
+    file = tmp_path / "layers.onnx"
+    torch.onnx.export(Side(layers).eval(), (inputs,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    given = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), inputs, strict=True)}
+    for y, each in zip(session.run(None, given), expected, strict=True):
+        assert_torchs_accuracy(torch.from_numpy(np.asarray(y)), each)
+    made = [node.op_type for node in onnx.load(file).graph.node]
+    counts = {kind: made.count(f"{kind}Normalization") for kind in ("Batch", "Instance", "Layer")}
+    assert counts["Batch"] >= 6
+    assert counts["Instance"] >= 3
+    assert counts["Layer"] >= 3
+
+
+# Tracing
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@each_mode
+@each_torch_layer
+def test_jit_traced_as_torchs_own_operator(name: str, training: bool):
+    layer, x = prepared(name, training)
+    before = copy.deepcopy(layer.state_dict())
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    layer.load_state_dict(before)
+    assert torch.equal(traced(x), torch_twin(layer)(x)) or training
+    assert "_norm" in str(traced.inlined_graph)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in IN_TORCH])
+def test_jit_traced_where_torch_has_no_operator(name: str):
+    layer, x = prepared(name, training=False)
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    assert_torchs_accuracy(traced(2 * x), layer(2 * x))
+
+
+@each_layer
+def test_fx_keeps_a_layer_one_node(name: str):
+    layer, x = prepared(name)
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Tanh(), layer))
+    assert [node.op for node in graph.graph.nodes].count("call_module") == 2
+    twin = copy.deepcopy(layer)
+    assert_same(step(graph, layer, x), step(lambda x: twin(x.tanh()), twin, x))
+    graph.eval()
+    twin.eval()
+    assert torch.equal(graph(x), twin(x.tanh()))
+    assert not layer.training
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function, self.w = function, nn.Parameter(torch.tensor([0.5, 1.0, 1.5, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.w)
+
+
+@each_function
+def test_fx_keeps_a_function_one_node(function: Callable[..., Tensor]):
+    module = Calls(function)
+    graph = torch.fx.symbolic_trace(module)
+    ours = [
+        node
+        for node in graph.graph.nodes
+        if "normalform" in str(getattr(node.target, "__module__", ""))
+    ]
+    assert len(ours) == 1
+    x = example((4, 4, 2, 3))
+    assert torch.equal(graph(x), module(x))
+
+
+# Mapping and differentiating
+
+
+@each_mode
+@each_layer
+def test_vmap(name: str, training: bool):
+    layer, x = prepared(name, training)
+    call, parameters = with_state(layer)
+    xs = torch.stack([x, 2 * x + 1])
+    mapped = torch.vmap(lambda x: call(x, *parameters.values()))(xs)
+    looped = torch.stack([call(x, *parameters.values()) for x in xs])
+    assert_same({"y": mapped}, {"y": looped})
+
+
+@pytest.mark.parametrize("name", TRACKING)
+def test_vmap_over_models_with_buffers(name: str):
+    layer, x = prepared(name)
+    twins = [copy.deepcopy(layer) for _ in range(2)]
+    state = {key: torch.stack([value, 2 * value]) for key, value in layer.state_dict().items()}
+    twins[1].load_state_dict({key: value[1] for key, value in state.items()})
+    xs = torch.stack([x, 3 * x])
+
+    def run(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        state = {key: value.clone() for key, value in state.items()}
+        return functional_call(layer, state, (x,)), state
+
+    y, after = torch.vmap(run)(state, xs)
+    assert_same({"y": y}, {"y": torch.stack([twin(x) for twin, x in zip(twins, xs, strict=True)])})
+    assert_same(after, {key: torch.stack([t.state_dict()[key] for t in twins]) for key in after})
+
+
+@each_mode
+@each_layer
+def test_function_transforms(name: str, training: bool):
+    layer, x = prepared(name, training, torch.float64)
+    call, parameters = with_state(layer)
+    given, v = (x, *parameters.values()), direction(x)
+
+    def loss(*given: Tensor) -> Tensor:
+        return (call(*given) * v).sum()
+
+    names = ["dx", *(f"d{name}" for name in parameters)]
+    leaves = [each.clone().requires_grad_() for each in given]
+    found = torch.func.grad(loss, argnums=tuple(range(len(given))))(*given)
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    gradients = dict(zip(names, found, strict=True))
+    assert_same(gradients, dict(zip(names, expected, strict=True)))
+
+    _, along = torch.func.jvp(lambda x: loss(x, *given[1:]), (x,), (v,))
+    assert_same({"jvp": along}, {"jvp": (gradients["dx"] * v).sum()})
+    jacobian = torch.func.jacrev(lambda x: call(x, *given[1:]))(x)
+    pulled = torch.tensordot(v, jacobian, dims=x.ndim)
+    assert_same({"jacobian": pulled}, {"jacobian": gradients["dx"]})
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: loss(x, *given[1:]))(x)
+
+    _, curved = torch.func.jvp(slope, (x,), (v,))
+    (dx,) = torch.autograd.grad(loss(*leaves), leaves[:1], create_graph=True)
+    (again,) = torch.autograd.grad(dx, leaves[0], v, allow_unused=True, materialize_grads=True)
+    assert_same({"hvp": curved}, {"hvp": again})
+
+
+@each_mode
+@each_layer
+def test_gradients_of_layers(name: str, training: bool):
+    layer, x = prepared(name, training, torch.float64)
+    call, parameters = with_state(layer)
+    leaves = [t.clone().requires_grad_() for t in (x, *parameters.values())]
+    assert gradcheck(call, leaves, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert gradgradcheck(call, leaves, fast_mode=True)
+
+
+RECIPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "batch": ("[n] c [s]", (3, 2, 2), {}),
+    "layer": ("n [c s]", (2, 3, 2), {}),
+    "instance": ("n c [s]", (2, 2, 3), {}),
+    "group": ("n (g [c]) [s]", (2, 4, 2), {"g": 2}),
+    "ghost": ("(b [n]) c [s]", (5, 2, 2), {"n": 2}),
+    "ghost by count": ("(b [n]) c [s]", (4, 2, 2), {"b": 2}),
+    "token": ("n s [c]", (2, 2, 4), {}),
+    "position": ("n [c] s", (2, 4, 2), {}),
+    "all": ("[n c s]", (2, 2, 2), {}),
+    "rms": ("n s [c]", (2, 2, 4), {"center": False}),
+    "batch of groups": ("[n] (g [c]) s", (2, 4, 2), {"g": 2}),
+    "a weight an element": ("n s [c]", (2, 2, 3), {"params": "s c"}),
+    "a weight a sample": ("n c [s]", (2, 2, 3), {"params": "n c"}),
+}
+
+
+@pytest.mark.parametrize(("recipe", "shape", "options"), RECIPES.values(), ids=RECIPES)
+def test_gradients_of_recipes(recipe: str, shape: tuple[int, ...], options: dict[str, Any]):
+    parsed = nf.recipe(recipe)
+    dims = parsed.param_dims(len(shape), options.get("params", "c"))
+    x = example(shape, torch.float64).requires_grad_()
+    weight, bias = (
+        example([shape[d] for d in dims], torch.float64, seed).requires_grad_() for seed in (1, 2)
+    )
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return nf.norm(x, recipe, weight, bias, 1e-2, **options)
+
+    leaves = (x, weight, bias)
+    assert gradcheck(call, leaves, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(call, leaves)
+
+
+@each_mode
+@each_layer
+def test_gradients_of_a_stack_at_once(name: str, training: bool):
+    layer, x = prepared(name, training)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    y = layer(x)
+    dys = torch.stack([direction(y), torch.ones_like(y), y.detach()])
+    stacked = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
+    for each, ones in zip(stacked, zip(*single, strict=True), strict=True):
+        for actual, expected in zip(each, ones, strict=True):
+            assert_same({"gradient": actual}, {"gradient": expected})
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@each_layer
+def test_checkpointed(name: str, reentrant: bool):
+    layer, x = prepared(name)
+    twin = copy.deepcopy(layer)
+    x.requires_grad_()
+    y = checkpoint(layer, x, use_reentrant=reentrant)
+    y.backward(direction(y))
+    expected = step(twin, twin, x)
+    assert_same({"y": y.detach(), "dx": x.grad}, {key: expected[key] for key in ("y", "dx")})
+    for key, parameter in layer.named_parameters():
+        assert_same({"d": parameter.grad}, {"d": expected[f"d{key}"]})
+
+
+# Watching: tensors that are not there, subclasses and modes
+
+
+@each_mode
+@each_layer
+def test_meta_and_fake_tensors_have_the_shape_and_strides(name: str, training: bool):
+    layer, x = prepared(name, training)
+    real = layer(x)
+    assert layer.to("meta")(x.to("meta")).stride() == real.stride()
+    layer, _ = prepared(name, training)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        leaf = mode.from_tensor(x.requires_grad_())
+        y = layer(leaf)
+        y.sum().backward()
+    assert (y.shape, y.stride(), y.dtype) == (real.shape, real.stride(), real.dtype)
+    assert leaf.grad.shape == x.shape
+
+
+class Named(torch.Tensor):
+    """A subclass that does nothing but last."""
+
+
+class Watching(TorchDispatchMode):
+    """Notes every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@each_layer
+def test_subclasses_and_modes_see_ordinary_operators(name: str):
+    layer, x = prepared(name, training=False)
+    expected = layer(x)
+    y = layer(x.as_subclass(Named))
+    assert type(y) is Named
+    assert_same({"y": y.detach().as_subclass(Tensor)}, {"y": expected.detach()})
+    with Watching() as watching:
+        y = layer(x)
+    assert_same({"y": y.detach()}, {"y": expected.detach()})
+    assert "aten.rsqrt.default" in watching.seen
+    assert all(operator.startswith("aten.") for operator in watching.seen)
+
+
+def test_flops_of_a_network_are_those_of_its_convolutions():
+    def flops(layers: list[nn.Module]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            nn.Sequential(nn.Conv2d(3, 6, 3), *layers)(torch.ones(2, 3, 8, 8)).sum().backward()
+        return counter.get_total_flops()
+
+    assert flops([nf.BatchNorm2d(6), nf.SwitchNorm2d(6)]) == flops([]) > 0
