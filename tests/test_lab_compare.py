@@ -99,7 +99,7 @@ def started(data_file, tmp_path):
         process.communicate()
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -214,14 +214,14 @@ def test_killed_and_continued(started, data_file):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = rows_in(folder)
-    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=10)
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=60)
     total = len(read(folder).meta["runs"])
     assert total == 2 * 2 * 5
     assert 4 <= len(kept) < total
     details = {path.name: path.stat().st_mtime_ns for path in (folder / "details").glob("*.npz")}
 
     again, _ = started()
-    said, _ = again.communicate(timeout=60)
+    said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert "runs are finished; going on." in said
     lines = rows_in(folder)
@@ -249,14 +249,14 @@ def test_interrupted_by_the_keyboard(started):
     wait_for(lambda: len(rows_in(folder)) >= 2)
     workers = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     kept = len(rows_in(folder))
     assert process.returncode != 0
     said = " ".join(said.split())
     assert f"Interrupted: {kept} of 20 runs are finished and kept" in said
     assert "The same command continues." in said
     assert said.count("Traceback") == 1  # the command line turns this one into an exit status
-    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=10)
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=60)
 
 
 def test_continued_with_other_settings_and_then_complete(options, capsys):

@@ -295,10 +295,3 @@ def test_only_norms_without_batch_statistics(
     page = Page(report.write(plain).read_text("utf-8"))
     assert "What the numbers say" not in page.text
     assert page.row_names[-4:] == ["layer", "none", "layer", "none"]
-
-
-def test_refuses_a_foreign_folder(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not the folder of a comparison"):
-        report.write(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,5 +1,7 @@
 """One run of a comparison: arms are what they say, runs are paired, repeatable and honest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,21 @@ def test_runs_of_a_seed_see_equal_images_in_equal_order(images):
     assert sizes == [(2, 32) if arm.sgd_batch == 32 else (32, 2) for arm in ARMS]
     other = torch.stack([epoch.flatten() for epoch in batches(run_of(ARMS[0], seed=4), images)])
     assert not torch.equal(orders[0], other)
+
+
+def test_weights_and_order_come_from_streams_of_their_own():
+    run = run_of(Arm("layer"))
+    assert run.rng(0).random() != run.rng(1).random()
+    assert run.rng(0).random() == replace(run, arm=Arm("none"), network=STRIDE32).rng(0).random()
+
+
+def test_every_step_trains_with_batch_statistics(images):
+    """Also after the network was tested in between."""
+    run = run_of(Arm("batch", 8), epochs=3)
+    network = build(run, images)
+    for _ in epochs(run, network, images):
+        correct(network, images)
+    assert network.norms[0].num_batches_tracked == 3 * 2
 
 
 @pytest.mark.parametrize("arm", [Arm("switch", 8), Arm("batch", 2, 2)], ids=lambda arm: arm.label)

@@ -90,3 +90,10 @@ def test_how_many_seeds_decides_what_may_be_said(tmp_path: Path) -> None:
         assert words.verdict(found) == f"{plain} (detectable: {seen} points)"
         assert doubt in words.sentence(found)
         assert ("seed" in words.sentence(found)) == (seeds < 3)
+
+
+def test_refuses_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not the folder of a comparison"):
+        load(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

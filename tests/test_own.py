@@ -220,7 +220,7 @@ def test_norms_and_types_that_cannot_run_are_listed_with_why(tmp_path: Path):
     text = console.file.getvalue()
     assert "shape (1, 3) read as (N, C). Values 2 to 1e+05, mean 3.334e+04" in text
     assert 'Not run: batch: every mean of "[n] c [s]" would be of one value' in text
-    assert "Not run: float16: holds no more than 65504, the data does." in text
+    assert "Not run: float16: the data has numbers beyond 65504, its largest." in text
     own_table = text[text.index("Every norm on x.npy") :]
     assert "rms" in own_table
     assert "float32" in own_table

@@ -218,6 +218,21 @@ def test_layers_are_left_as_they_were() -> None:
     assert not x.requires_grad
 
 
+def test_tracking_that_was_turned_off() -> None:
+    layer = randomized(nn.BatchNorm2d(3))
+    layer.track_running_stats = False  # its buffers stay, unused until evaluation
+    x, dy = hard_input("plain", torch.float32)
+    assert set(measure(layer, x)) == {"y"}
+    assert max(measure(layer.double(), x.double(), dy.double()).values()) <= 1
+    assert measure(layer.eval(), x.double())["y"] <= 1
+
+
+def test_compiled_layers() -> None:
+    x, dy = hard_input("plain", torch.float32)
+    layer = torch.compile(randomized(Exact(3)), backend="eager")
+    assert max(measure(layer, x, dy).values()) <= 1
+
+
 def test_parameters_of_another_type_than_x() -> None:
     x, dy = hard_input("plain", torch.bfloat16)
     layer = randomized(Exact(3))  # float32

@@ -25,6 +25,9 @@ import normalform as nf
 from steps import IN_TORCH, assert_same, direction, example, step, torch_twin
 from zoo import ZOO, build
 
+# What torch warns of in its own code: forward-mode differentiation and the exporters call these.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
 each_layer = pytest.mark.parametrize("name", ZOO)
 each_torch_layer = pytest.mark.parametrize("name", IN_TORCH)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -191,7 +194,6 @@ def test_onnx_runs_every_layer(tmp_path):
 # Tracing
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @each_mode
 @each_torch_layer
 def test_jit_traced_as_torchs_own_operator(name: str, training: bool):
@@ -203,9 +205,7 @@ def test_jit_traced_as_torchs_own_operator(name: str, training: bool):
     assert "_norm" in str(traced.inlined_graph)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning"
-)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in IN_TORCH])
 def test_jit_traced_where_torch_has_no_operator(name: str):
     layer, x = prepared(name, training=False)

@@ -122,7 +122,7 @@ def _on_own(own: Own, options: Options) -> tuple[list[Case], list[str]]:
             fitting.append(dtype)
         else:
             largest = torch.finfo(DTYPES[dtype]).max
-            left_out.append(f"{dtype}: holds no more than {largest:.5g}, the data does")
+            left_out.append(f"{dtype}: the data has numbers beyond {largest:.5g}, its largest")
     cases = [
         case
         for norm in options.norms

@@ -94,9 +94,9 @@ def on_articles(report: Report) -> RenderableType:
             f"the smallest, n = {smallest.values:,}."
         ),
         Text(
-            "\nThe book analogy adds up signed differences, which cancel. Its sum for group norm is "
-            f"{signed.total:.0e}, although elements are off by up to {signed.largest:.1e}, from n - 1 "
-            "again."
+            "\nThe book analogy adds up signed differences, which cancel. Its sum for group norm "
+            f"is {signed.total:.0e}, although elements are off by up to {signed.largest:.1e}, from "
+            "n - 1 again."
         ),
     )
 

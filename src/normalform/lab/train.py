@@ -159,10 +159,7 @@ def batches(run: Run, images: Images) -> Iterator[torch.Tensor]:
 
 
 def epochs(run: Run, network: Probe, images: Images) -> Iterator[tuple[float, float]]:
-    """Train; after each epoch give the mean training loss and error of its steps.
-
-    A loss that is not finite is given at once; training on from there makes no sense.
-    """
+    """Train; after each epoch give the mean training loss and error of its steps."""
     optimizer = torch.optim.SGD(network.parameters(), lr=run.peak_lr, momentum=MOMENTUM)
     step = 0
     for order in batches(run, images):
@@ -177,10 +174,7 @@ def epochs(run: Run, network: Probe, images: Images) -> Iterator[tuple[float, fl
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-            value = loss.item()
-            if not math.isfinite(value):
-                yield value, math.nan
-            loss_sum += value
+            loss_sum += loss.item()
             wrong += int((logits.argmax(1) != labels).sum())
             step += 1
         yield loss_sum / len(order), wrong / order.numel()
