@@ -19,6 +19,8 @@ import normalform as nf
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions, each with a norm, beside the identity."""
+
     def __init__(self, channels: int, norm_layer: partial[nn.Module], bias: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -32,6 +34,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what the body makes of x to x."""
         return x + self.body(x)
 
 
@@ -63,5 +66,7 @@ if __name__ == "__main__":
     image = model(torch.randn(1, 3, 64, 64))
     norms = {type(m).__name__ for m in model.modules() if "Norm" in type(m).__name__}
     biased = sum(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d))
-    print(f"{name}: {', '.join(norms) or 'no norm'}; {biased} biased convolutions; "
-          f"image {tuple(image.shape)}")
+    print(
+        f"{name}: {', '.join(norms) or 'no norm'}; {biased} biased convolutions; "
+        f"image {tuple(image.shape)}"
+    )

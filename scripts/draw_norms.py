@@ -1,7 +1,4 @@
-"""Draw docs/norms.svg, the picture-table of the README, from the table the code runs on.
-
-    python scripts/draw_norms.py
-"""
+"""Draw docs/norms.svg, the picture-table of the README, from the table the code runs on."""
 
 from __future__ import annotations
 
@@ -19,6 +16,12 @@ SQUARE, GAP = 9, 6  # one position; the space between samples and channels
 BOX = 2 * SQUARE
 CARD_WIDTH, CARD_HEIGHT, COLUMNS, MARGIN = 290, 244, 3, 14
 INK, PALE, PALER, LIT = "#1f2933", "#d9dee4", "#eceff2", "#2563eb"
+FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
+STYLE = (
+    ".name{font-size:18px;font-weight:600}"
+    ".recipe{font-size:14px;font-family:ui-monospace,Menlo,Consolas,monospace;text-anchor:end}"
+    ".words{font-size:13px}.small{font-size:12px;fill:#52606d}"
+)
 Element = tuple[int, int, int]
 
 
@@ -89,17 +92,17 @@ def draw() -> str:
     rows = -(-len(NORMS) // COLUMNS)
     width = COLUMNS * (CARD_WIDTH + MARGIN) + MARGIN
     height = rows * (CARD_HEIGHT + MARGIN) + MARGIN + 44
+    title = "Which elements share a mean and a variance"
+    legend = (
+        "Rows are samples n, columns channels c, the four squares of a box positions s. "
+        "Blue: the elements that share one mean and variance."
+    )
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" '
-        f'fill="{INK}" role="img"><title>Which elements share a mean and a variance</title>',
-        "<style>.name{font-size:18px;font-weight:600}"
-        ".recipe{font-size:14px;font-family:ui-monospace,Menlo,Consolas,monospace;text-anchor:end}"
-        ".words{font-size:13px}.small{font-size:12px;fill:#52606d}</style>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"',
+        f' font-family="{FONT}" fill="{INK}" role="img"><title>{title}</title>',
+        f"<style>{STYLE}</style>",
         f'<rect width="{width}" height="{height}" fill="#f7f9fb"/>',
-        f'<text x="{MARGIN + 2}" y="34" class="words">Rows are samples n, columns channels c, the '
-        "four squares of a box positions s. Blue: the elements that share one mean and "
-        "variance.</text>",
+        f'<text x="{MARGIN + 2}" y="34" class="words">{legend}</text>',
     ]
     for i, (name, norm) in enumerate(NORMS.items()):
         x = MARGIN + i % COLUMNS * (CARD_WIDTH + MARGIN)

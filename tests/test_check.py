@@ -80,7 +80,7 @@ def test_it_fits_the_terminal(width: int, tmp_path: Path):
     assert "…" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     for norm in NORMS:
-        assert f"\n{norm:8}" in text
+        assert f"\n {norm:8} bfloat16" in text
 
 
 def test_numbers_never_hide_that_they_are_outside():

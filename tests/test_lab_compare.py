@@ -37,14 +37,14 @@ from normalform.lab.workers import Done, train_all
 from test_lab_records import row
 
 SCRIPT = """
-import sys
-from pathlib import Path
-from normalform.lab import report
-from normalform.lab.compare import compare
-from normalform.lab.plan import Options
+if __name__ == "__main__":  # the workers import this file too
+    import sys
+    from pathlib import Path
+    from normalform.lab import report
+    from normalform.lab.compare import compare
+    from normalform.lab.plan import Options
 
-report.write = lambda folder: folder / "report.html"
-if __name__ == "__main__":
+    report.write = lambda folder: folder / "report.html"
     compare(Options(sys.argv[1], out=Path(sys.argv[2]), seeds=2, epochs=1, nbs=[32, 2],
                     norms=["none", "batch", "instance"], workers=2))
 """

@@ -194,6 +194,15 @@ def test_running_statistics_stay_finite(name):
         assert kept.tolist() == [c == 2 for c in range(6)]
 
 
+@pytest.mark.parametrize("name", ["batch 2d", "switch 2d", "ghost 2d", "instance, tracked"])
+def test_evaluation_of_one_sample_changes_no_buffer(name):
+    """There the cells of instance and of batch norm are the same."""
+    layer, shape = prepared(name, "eager", training=False)
+    before = {key: buffer.clone() for key, buffer in layer.named_buffers()}
+    layer(torch.randn(1, *shape[1:]))
+    assert all(torch.equal(buffer, before[key]) for key, buffer in layer.named_buffers())
+
+
 def test_same_bits_for_any_number_of_threads():
     """In float64, where no last rounding hides a sum taken in another order."""
     cases = {

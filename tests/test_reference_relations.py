@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normalform import reference
+from normalform import normal_form, reference
 from normalform.reference import Result
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @st.composite
@@ -67,7 +70,7 @@ def test_the_order_of_samples_does_not_matter(x: np.ndarray, random: np.random.G
     random.shuffle(order)
     for name in ("batch", "layer", "instance"):
         y = reference.norm(x, name).y
-        np.testing.assert_allclose(reference.norm(x[order], name).y, y[order], 1e-15, 1e-16)
+        np.testing.assert_allclose(reference.norm(x[order], name).y, y[order], 0, 1e-14)
 
 
 @given(arrays(samples=2))
@@ -135,5 +138,5 @@ def test_evaluation_by_the_batchs_own_statistics(x: np.ndarray) -> None:
 def test_sum_of_y_has_no_gradient(name: str) -> None:
     x = np.random.default_rng(0).normal(size=(3, 4, 5, 5))
     gradients = reference.norm(x, name).backward(np.ones(x.shape))
-    assert np.abs(gradients.x).max() < 1e-17
+    assert np.abs(gradients.x).max() < 64 * np.finfo(normal_form.WIDEST).eps
     assert gradients.terms.min() > 1

@@ -37,6 +37,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nf.SwitchNorm2d(6, over=("position", "group:2", "ghost:2", "instance")),
         (5, 6, 5, 3),
     ),
+    "switch, one value": (lambda: nf.SwitchNorm2d(6), (1, 6, 1, 1)),
     "ghost 1d": (lambda: nf.GhostBatchNorm1d(6, 2), (5, 6)),
     "ghost 2d": (lambda: nf.GhostBatchNorm2d(6, 2), (5, 6, 4, 3)),
     "ghost 3d": (lambda: nf.GhostBatchNorm3d(4, 2), (4, 4, 2, 3, 3)),

@@ -3,6 +3,8 @@
 from torch.fx import wrap as _wrap
 
 from normalform import functional as functional
+from normalform import reference as reference
+from normalform import testing as testing
 from normalform.functional import norm as norm
 from normalform.layers import BatchNorm1d as BatchNorm1d
 from normalform.layers import BatchNorm2d as BatchNorm2d

@@ -8,7 +8,7 @@ bfloat16 and float16, in training and evaluation, for any norm and any |mean|/st
     dx        8u T
     dweight   2u |dweight*| + 4u sqrt(sum((dy xhat*)**2)),   so for bias and logits
     logits    that, and 1e-11 sum |weight dy|, for the variances 1e-11 sum |weight dy xhat*|
-    running   2u |running*|, for the mean and 1e-11 max |x|
+    running   2u |running*|, the mean also 1e-11 max |x|
 
 where ``max(1, |xhat*|)`` takes the largest in the cell. The 1e-11 is what statistics are good to,
 in standard deviations; gradients of logits need it because they are sums of differences of
@@ -17,10 +17,10 @@ statistics, which may cancel. Rounding to a coarser type adds ``u_out`` of the e
 
 float64 is promised less. With ``U = 2**-53`` and ``k = 1 + |mean|/std``::
 
-    y         4U (k |weight| max(1, |xhat*|) + |bias|)
+    y         6U (k |weight| max(1, |xhat*|) + |bias|)
     dx        8U k max(1, |xhat*|) T,   both and T the largest in the cell
     sums      8U (k sum |terms| + sqrt(n sum terms**2))
-    running   4U k |running*|, for the mean and 4U max |x|
+    running   4U k |running*|, the mean also 4U max |x|
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def allowed_y(result: Result, dtype: torch.dtype) -> Array:
     xhat = np.abs(result.xhat)
     peak = weight * np.maximum(1, result.largest(xhat))
     if dtype == torch.float64:
-        allowed = 4 * FLOAT64 * (_conditioning(result) * peak + bias)
+        allowed = 6 * FLOAT64 * (_conditioning(result) * peak + bias)
     else:
         allowed = 4 * FLOAT32 * (weight * xhat + bias) + STATISTICS * peak
     return allowed.reshape(result.y.shape) + _to_round(result.y, dtype)

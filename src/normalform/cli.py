@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NoReturn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line; ``--help`` has the rest."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="normalform",
-        description="Every normalization from one idea: which elements share a mean and a variance.",
+        description="Every normalization from one idea: what shares a mean and a variance.",
     )
     parser.add_argument("--version", action="version", version=version("normalform"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -42,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "compare",
         help="train small networks with each norm on real images and write a report",
@@ -60,9 +67,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seeds", type=int, help="trainings of each arm")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     parser.add_argument("--nbs", type=_numbers, help="normalization batch sizes, as 32,8,2")
-    parser.add_argument(
-        "--norms", type=_words, help="as none,batch,layer,instance,group:4,switch"
-    )
+    parser.add_argument("--norms", type=_words, help="as none,batch,layer,instance,group:4,switch")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate at a batch of 32")
     parser.add_argument("--name", help="of the run's folder")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder is made")
@@ -74,12 +79,11 @@ def _compare(options: argparse.Namespace) -> int:
     from normalform.lab.compare import compare
     from normalform.lab.plan import Options
 
-    chosen = {k: v for k, v in vars(options).items() if k not in ("command", "run")}
-    compare(Options(**chosen))
+    compare(Options(**_chosen(options)))
     return 0
 
 
-def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "check",
         help="measure every norm, and PyTorch's, against a float64 reference",
@@ -89,19 +93,24 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--input", type=Path, help="your own data: .npy, .npz, .pt or a picture")
     parser.add_argument("--key", help="the array of a .npz or .pt file to take")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes")
+    parser.add_argument("--norms", type=_words, help="as batch,group,switch; all by default")
+    parser.add_argument("--dtypes", type=_words, help="as float32,bfloat16; all by default")
+    parser.add_argument("--kernel", help="the kernel our layers run: auto, eager or two_float")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from normalform.lab import check
+    from normalform.lab.check import Options, run
 
-    return check.run(
-        check.Options(
-            input=options.input, key=options.key, quick=options.quick, json=options.json
-        )
-    )
+    return run(Options(**_chosen(options)))
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for; what was not keeps the default of the command's own options."""
+    given = vars(options).items()
+    return {k: v for k, v in given if v is not None and k not in ("command", "run")}
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -174,7 +174,9 @@ def blend(
             constants = wide(running[0].detach()).view(shape), wide(running[1].detach()).view(shape)
         y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
         if running is not None and tracked is not None and not given and plan.base is not None:
-            update(running, population(compact, layout[tracked], plan.base), momentum)
+            batch = layout[tracked]
+            if batch in plan.branches:  # not left out
+                update(running, population(compact, batch, plan.base), momentum)
     if z is not x:
         y = y.permute([order.index(d) for d in range(x.ndim)])
     return y if x.is_contiguous() or _is_channels_last(x) else y.contiguous()

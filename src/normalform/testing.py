@@ -176,15 +176,11 @@ def _given(module: nn.Module, *names: str) -> dict[str, Any]:
 
 
 def _buffers(module: nn.Module) -> dict[str, Any]:
-    """Running statistics in their own type: what is too large for it is not learned."""
-    found = {name: getattr(module, name, None) for name in BUFFERS}
+    """Running statistics in their own type, as what is too large for it is not learned."""
+    found: dict[str, Tensor | None] = {name: getattr(module, name, None) for name in BUFFERS}
+    kept = {name: t.detach().cpu() for name, t in found.items() if t is not None}
     # NumPy has no bfloat16; float32 reaches as far.
-    types = {torch.bfloat16: torch.float32}
-    return {
-        name: t.detach().cpu().to(types.get(t.dtype, t.dtype)).numpy()
-        for name, t in found.items()
-        if t is not None
-    }
+    return {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in kept.items()}
 
 
 def _exact(t: Tensor) -> Array:

@@ -87,10 +87,14 @@ def total(t: Tensor, dims: list[int]) -> Tensor:
     """Sum over ``dims``, kept, in an order that does not depend on the number of threads.
 
     torch divides a sum among threads where there is a single output; then we do it in fixed parts.
+    Over several axes with strides between them it adds one by one; then we take them in turn.
     """
-    kept = math.prod(size for d, size in enumerate(t.shape) if d not in dims)
-    if torch.compiler.is_compiling() or kept != 1 or t.numel() < 64:
+    if torch.compiler.is_compiling() or t.numel() < 64:
         return t.sum(dims, keepdim=True)
+    if math.prod(size for d, size in enumerate(t.shape) if d not in dims) > 1:
+        for turn in [dims] if t.is_contiguous() else [[d] for d in reversed(dims)]:
+            t = t.sum(turn, keepdim=True)
+        return t
     flat = t.reshape(-1)
     parts = flat[: len(flat) // 64 * 64].view(64, -1)
     rest = flat[parts.numel() :]

@@ -114,7 +114,8 @@ def verdict(found: Sequence[Measured], articles: bool) -> RenderableType:
     if not outside and articles:
         parts.append(Text("Everything of ours is inside the promise.", style="bold green"))
     if outside:
-        parts.append(Text(f"Ours is outside the promise in {len(outside):,} cases:", style=_WRONG))
+        cases = "1 case" if len(outside) == 1 else f"{len(outside):,} cases"
+        parts.append(Text(f"Ours is outside the promise in {cases}:", style=_WRONG))
         parts += [Text(f"  {_described(each)}") for each in outside[:10]]
     if not articles:
         parts.append(Text("Not every number of the source articles came out.", style=_WRONG))
