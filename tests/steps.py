@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ def example(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: in
     return torch.randn(shape, generator=generator).add(0.3).to(dtype)
 
 
+def prepared(
+    name: str, training: bool = True, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Tensor]:
+    """A layer of the zoo, and an input for it."""
+    layer, shape = build(name, dtype=dtype)
+    return layer.train(training), example(shape, dtype)
+
+
 def direction(y: Tensor) -> Tensor:
     """A gradient of y of no particular structure."""
     return torch.cos(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape).to(y.dtype)
@@ -33,7 +42,9 @@ def step(call: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> dict[
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = call(leaf)
     leaves = {"x": leaf, **dict(layer.named_parameters())}
-    gradients = torch.autograd.grad(y, list(leaves.values()), direction(y))
+    gradients = torch.autograd.grad(
+        y, list(leaves.values()), direction(y), allow_unused=True, materialize_grads=True
+    )
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     found = {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {"y": y.detach(), **found, **buffers}

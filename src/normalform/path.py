@@ -171,11 +171,12 @@ def blend(
         constants = None
         if given and running is not None:
             shape = (1, channel) + (1,) * (x.ndim - 2)
-            constants = wide(running[0].detach()).view(shape), wide(running[1].detach()).view(shape)
+            mean, var = (t.detach().clone() for t in running)  # they may move before the backward
+            constants = wide(mean).view(shape), wide(var).view(shape)
         y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
         if running is not None and tracked is not None and not given and plan.base is not None:
             batch = layout[tracked]
-            if batch in plan.branches:  # not left out
+            if any(cells is batch for cells in plan.branches):  # it was not left out
                 update(running, population(compact, batch, plan.base), momentum)
     if z is not x:
         y = y.permute([order.index(d) for d in range(x.ndim)])

@@ -66,11 +66,11 @@ class Plan:
     def of(branches: tuple[Cells | None, ...], eps: float) -> Plan:
         """Choose the coarsest cells from which every branch can be pooled."""
         taken = [cells for cells in branches if cells is not None]
-        if not taken:
-            return Plan(None, branches, eps)
-        if all(cells == taken[0] for cells in taken):
-            return Plan(taken[0], branches, eps)
-        return Plan(taken[0].planes(all(cells.spatial for cells in taken)), branches, eps)
+        if len(taken) < 2:
+            return Plan(taken[0] if taken else None, branches, eps)
+        base = taken[0].planes(all(cells.spatial for cells in taken))
+        # A branch of these very cells needs no pooling: branches are told apart by identity.
+        return Plan(next((cells for cells in taken if cells == base), base), branches, eps)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -128,7 +128,7 @@ def split(t: Tensor, run: Run, groups: int) -> Tensor:
 def _merge(shift: Tensor, mean: Tensor | None, var: Tensor | None, *, cells: Cells) -> Moments:
     dims = [d for d in (1, 3) if shift.shape[d] != 1]
     dims += range(4, shift.ndim) if cells.spatial else ()
-    count = math.prod(shift.shape[d] for d in dims)
+    count = math.prod([shift.shape[d] for d in dims])
 
     def average(t: Tensor) -> Tensor:
         return total(t, dims) / count if dims else t
@@ -160,7 +160,7 @@ def spread(compact: list[Tensor], cells: Cells) -> Tensor:
 
 def branch_moments(compact: list[Moments], cells: Cells, base: Cells) -> Moments:
     """Spread moments of one branch, pooled from those of ``base``."""
-    if cells != base:
+    if cells is not base:
         compact = pool(branch_moments(compact, base, base), cells)
     return Moments(*(spread([*each], cells) for each in zip(*compact, strict=True)))
 
@@ -187,8 +187,8 @@ def _blend(moments: list[Moments], logits: Pair) -> Moments:
         logit.to(var).softmax(0).view(-1, *(1 for _ in shift.shape)).expand(copies)
         for logit in logits
     )
-    mean, var = first, var_weights[0] * var
-    for k, (shift_k, mean_k, var_k) in enumerate(moments[1:], start=1):
+    mean, var = first, torch.zeros_like(var)
+    for k, (shift_k, mean_k, var_k) in enumerate(moments):
         # Differences of means, not means: a common offset must not be rounded into the blend.
         mean = mean + mean_weights[k] * (shift_k - shift + (mean_k - first))
         var = var + var_weights[k] * var_k
@@ -197,7 +197,7 @@ def _blend(moments: list[Moments], logits: Pair) -> Moments:
 
 def population(compact: list[Moments], cells: Cells, base: Cells) -> Pair:
     """Mean and *unbiased* variance of each channel (C,), averaged over the blocks by their size."""
-    if cells != base:
+    if cells is not base:
         compact = pool(branch_moments(compact, base, base), cells)
     unbiased = [m.var * (n / max(n - 1, 1)) for m, n in zip(compact, cells.counts, strict=True)]
     mean = spread([m.shift + m.mean for m in compact], cells)

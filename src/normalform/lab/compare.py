@@ -54,7 +54,8 @@ def compare(options: Options) -> Path:
         missing = {run_id: run for run_id, run in runs.items() if run_id not in writer.finished}
         _say_what_is_there(console, writer, runs, missing)
         try:
-            _train(console, writer, missing, data, options.workers)
+            if missing:
+                _train(console, writer, missing, data, options.workers)
         except KeyboardInterrupt:
             done = len(read(folder).rows)
             console.print(
