@@ -38,12 +38,14 @@ from test_lab_records import row
 
 SCRIPT = """
 if __name__ == "__main__":  # the workers import this file too
+    import signal
     import sys
     from pathlib import Path
     from normalform.lab import report
     from normalform.lab.compare import compare
     from normalform.lab.plan import Options
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     report.write = lambda folder: folder / "report.html"
     compare(Options(sys.argv[1], out=Path(sys.argv[2]), seeds=2, epochs=1, nbs=[32, 2],
                     norms=["none", "batch", "instance"], workers=2))

@@ -19,31 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, NoReturn
+from typing import NamedTuple
 
-AxisName = Literal["n", "c", "s"]
-
-_MEANING: Mapping[str, str] = {"n": "samples", "c": "channels", "s": "all remaining axes"}
-_BLOCKS: Mapping[str, str] = {"n": "b", "c": "g"}  # the letter that counts the blocks of a split
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis as a recipe reads it.
-
-    A split axis, ``(g [c])``, is averaged inside each of its contiguous blocks: ``blocks`` is how
-    many there are (``g``), ``size`` how long each is (``c``). One of the two is enough.
-    """
-
-    name: AxisName
-    averaged: bool = False
-    split: bool = False
-    blocks: int | None = None
-    size: int | None = None
-
-    def __str__(self) -> str:
-        inside = f"[{self.name}]" if self.averaged else self.name
-        return f"({_BLOCKS[self.name]} {inside})" if self.split else inside
+from normalform.notation import BLOCKS, MEANING, Axis, parse
 
 
 class Run(NamedTuple):
@@ -127,7 +105,7 @@ class Recipe:
         found: dict[str, int] = {}
         for axis in self.axes:
             if axis.blocks is not None:
-                found[_BLOCKS[axis.name]] = axis.blocks
+                found[BLOCKS[axis.name]] = axis.blocks
             if axis.size is not None:
                 found[axis.name] = axis.size
         return found
@@ -155,11 +133,11 @@ class Recipe:
                 if axis.split and letter == axis.name:
                     axes[i] = replace(axis, size=size)
                     break
-                if axis.split and letter == _BLOCKS[axis.name]:
+                if axis.split and letter == BLOCKS[axis.name]:
                     axes[i] = replace(axis, blocks=size)
                     break
             else:
-                known = [f"{_BLOCKS[a.name]}= or {a.name}=" for a in self.axes if a.split]
+                known = [f"{BLOCKS[a.name]}= or {a.name}=" for a in self.axes if a.split]
                 takes = f"it takes {' and '.join(known)}" if known else "it takes no sizes"
                 raise TypeError(f'recipe "{self}": unexpected size {letter}={size}; {takes}')
         return replace(self, axes=tuple(axes))
@@ -229,7 +207,7 @@ class Recipe:
 
     def _count(self, axis: Axis, length: int) -> int:
         """How many blocks a split axis of this length has, where the blocks must be equal."""
-        counter, what = _BLOCKS[axis.name], _MEANING[axis.name]
+        counter, what = BLOCKS[axis.name], MEANING[axis.name]
         if axis.blocks is None and axis.size is None:
             raise ValueError(
                 f'recipe "{self}" needs a size: {counter}= (how many blocks) '
@@ -292,7 +270,7 @@ def recipe(notation: str | Recipe, *, center: bool = True, **sizes: int) -> Reci
       n (g [c] [s]
                ^
     """
-    parsed = notation if isinstance(notation, Recipe) else Recipe(_Parser(notation).axes())
+    parsed = notation if isinstance(notation, Recipe) else Recipe(parse(notation))
     if not center:
         parsed = replace(parsed, center=False)
     return parsed.bind(**sizes) if sizes else parsed
@@ -434,85 +412,3 @@ def named(name: str | Recipe) -> Recipe:
     if row.recipe is None:
         raise ValueError(f"norm {stem!r} blends {', '.join(row.over)}: it has no recipe of its own")
     return recipe(row.recipe, center=row.center, **sizes)
-
-
-class _Parser:
-    def __init__(self, text: str) -> None:
-        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f'a recipe is text such as "[n] c [s]", not {type(text).__name__}')
-        self.text = text
-        self.at = 0
-
-    def axes(self) -> tuple[Axis, ...]:
-        axes: list[Axis] = []
-        while (mark := self._peek()) != "":
-            if mark == "(":
-                axes.append(self._split())
-            elif mark == "[":
-                self._take()
-                if self._peek() == "]":
-                    self._fail("empty brackets: name the axes to average over")
-                while self._peek() != "]":
-                    axes.append(Axis(self._letter(axes), averaged=True))
-                self._take()
-            else:
-                axes.append(Axis(self._letter(axes)))
-            self._refuse_repeats(axes)
-        missing = [f"{x} ({_MEANING[x]})" for x in "nc" if x not in {axis.name for axis in axes}]
-        if missing:
-            self._fail(f"the recipe does not name {' or '.join(missing)}")
-        return tuple(axes)
-
-    def _split(self) -> Axis:
-        self._take()
-        outer = self._peek()
-        owners = {blocks: name for name, blocks in _BLOCKS.items()}
-        if outer not in owners:
-            self._fail("a split axis is (g [c]), groups of channels, or (b [n]), blocks of samples")
-        self._take()
-        if self._peek() != "[":
-            self._fail(f"({outer} [{owners[outer]}]): bracket the inner letter")
-        self._take()
-        if self._peek() != owners[outer]:
-            self._fail(f"{outer} counts blocks of {owners[outer]}: ({outer} [{owners[outer]}])")
-        self._take()
-        if self._peek() != "]":
-            self._fail("the bracket is not closed")
-        self._take()
-        if self._peek() != ")":
-            self._fail('a split axis ends with ")"')
-        self._take()
-        return Axis("n" if outer == "b" else "c", averaged=True, split=True)
-
-    def _letter(self, axes: list[Axis]) -> AxisName:
-        mark = self._peek()
-        if mark == "":
-            self._fail("the bracket is not closed")
-        for name in ("n", "c", "s"):
-            if mark == name:
-                self._take()
-                return name
-        if mark in "[(":
-            self._fail("brackets do not nest")
-        if mark in ")]":
-            self._fail(f'nothing open for "{mark}" to close')
-        known = ", ".join(f"{letter} ({what})" for letter, what in _MEANING.items())
-        return self._fail(f"unknown axis {mark!r}; the axes are {known}")
-
-    def _refuse_repeats(self, axes: list[Axis]) -> None:
-        names = [axis.name for axis in axes]
-        for name in set(names):
-            if names.count(name) > 1:
-                self.at = self.text.rindex(name)
-                self._fail(f"axis {name} stands twice")
-
-    def _peek(self) -> str:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-        return self.text[self.at : self.at + 1]
-
-    def _take(self) -> None:
-        self.at += 1
-
-    def _fail(self, message: str) -> NoReturn:
-        raise ValueError(f"recipe: {message}\n  {self.text}\n  {' ' * self.at}^")
