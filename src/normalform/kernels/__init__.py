@@ -147,7 +147,7 @@ def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     plan, passes, needs = ctx.plan, ctx.passes, ctx.needs_input_grad[4:]
     at = Coefficients(*(t.detach() for t in ctx.at))
 
-    joint = _joint_shape(x.ndim, at.mean, at.rstd, weight, bias)
+    joint = _joint_shape(at.mean, at.rstd, weight, bias)
     total, product = passes.sums(dy, x, at, joint)
     dweight = eager.sum_to(product * at.rstd, weight.shape).to(weight) if needs[1] else None
     dbias = eager.sum_to(total, bias.shape).to(bias) if needs[2] else None
@@ -170,10 +170,10 @@ def _leaf(t: Tensor) -> Tensor:
     return t.detach().requires_grad_()
 
 
-def _joint_shape(ndim: int, *tensors: Tensor | None) -> tuple[int, ...]:
+def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
     """What statistics and parameters vary over, together."""
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors if t is not None))
-    return (1,) * (ndim - len(shape)) + tuple(shape)
+    shapes = [t.shape for t in tensors if t is not None]
+    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
 
 
 def _vjp(outputs: Pair, inputs: list[Tensor], grads: Pair) -> list[Tensor]:
