@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant(
         "variance in one pass",
         plan._merge,
-        "square = (distance - rest).square()",
-        "square = shift.square() - (near + rest).square()",
+        "distance.sub_(rest).square_()",
+        "shift.square() - (near + rest).square()",
         hard("batch 2d", "mean 1e6"),
     ),
     Mutant(
@@ -141,15 +141,15 @@ MUTANTS = [
     Mutant(
         "scale and shift folded in float32",
         eager.apply,
-        "y = _centred(x, at)",
-        "y = x.float() - (at.shift + at.mean).float()",
+        "_centred(x, at).mul_(",
+        "(x.float() - (at.shift + at.mean).float()).mul(",
         hard("batch 2d", "mean 1e6"),
     ),
     Mutant(
         "rounded before the bias is added",
         eager.apply,
-        "torch.addcmul(bias.to(y.dtype), y, scale)",
-        "bias.to(y.dtype) + (y * scale).to(x.dtype)",
+        "y.add_(bias)",
+        "y.to(x.dtype) + bias",
         lambda: promise.test_dtypes_and_layouts(
             "batch 2d", "contiguous", promise.DTYPES[1], "eager"
         ),
@@ -193,8 +193,8 @@ MUTANTS = [
     Mutant(
         "x cast twice, its gradient rounded twice",
         composite,
-        "return eager.apply(wide,",
-        "return eager.apply(x.to(wide.dtype),",
+        "(wide - shift - mean)",
+        "(x.to(wide.dtype) - shift - mean)",
         lambda: promise.test_gradients_that_will_be_differentiated_again(
             "batch 2d", 0.0, promise.DTYPES[1]
         ),

@@ -99,8 +99,9 @@ def composite(
     compact = of_values(wide, plan.base) if plan.base is not None else []
     if running is not None:
         running = running[0].to(wide), running[1].to(wide)
-    at = coefficients(compact, running, logits, plan)
-    return eager.apply(wide, at, weight, bias).to(x.dtype), compact
+    shift, mean, rstd = coefficients(compact, running, logits, plan)
+    y = (wide - shift - mean) * (rstd if weight is None else rstd * weight.to(rstd))
+    return (y if bias is None else y + bias.to(y.dtype)).to(x.dtype), compact
 
 
 def work_dtype(x: Tensor) -> torch.dtype:

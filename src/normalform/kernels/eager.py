@@ -21,28 +21,27 @@ def moments(x: Tensor, cells: Cells) -> list[Moments]:
 
 def apply(x: Tensor, at: Coefficients, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """``y = weight * (x - mean) * rstd + bias``, rounded once."""
-    scale = at.rstd if weight is None else at.rstd * weight.to(at.rstd)
-    y = _centred(x, at)
-    y = y * scale if bias is None else torch.addcmul(bias.to(y.dtype), y, scale)
-    return y.to(x.dtype)
+    y = _centred(x, at).mul_(at.rstd if weight is None else at.rstd * weight.to(at.rstd))
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def sums(dy: Tensor, x: Tensor, at: Coefficients, shape: tuple[int, ...]) -> Pair:
     """``sum dy`` and ``sum dy (x - mean)`` over the axes where ``shape`` is 1."""
-    wide = dy.to(at.rstd.dtype)
-    return sum_to(wide, shape), sum_to(_centred(x, at) * wide, shape)
+    wide = dy.to(torch.float64)
+    return sum_to(wide, shape), sum_to(_centred(x, at).mul_(wide), shape)
 
 
 def grad_input(dy: Tensor, x: Tensor, scale: Tensor, terms: Terms | None) -> Tensor:
     """``dx = scale dy + slope (x - mean) + offset``, rounded once."""
-    dx = dy.to(scale.dtype) * scale
+    dx = dy.to(torch.float64, copy=True).mul_(scale)
     if terms is not None:
-        dx = torch.addcmul(dx + terms.offset, _centred(x, terms), terms.slope)
+        dx.addcmul_(_centred(x, terms), terms.slope).add_(terms.offset)
     return dx.to(x.dtype)
 
 
 def _centred(x: Tensor, about: Coefficients | Terms) -> Tensor:
-    return x.to(about.shift.dtype) - about.shift - about.mean
+    """``x - mean`` in a new tensor, which stays in the cache while it is worked on in place."""
+    return x.to(torch.float64, copy=True).sub_(about.shift).sub_(about.mean)
 
 
 def sum_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -140,7 +140,8 @@ def _merge(shift: Tensor, mean: Tensor | None, var: Tensor | None, *, cells: Cel
     near = average(shift.detach())
     distance = shift - near if mean is None else shift - near + mean
     rest = average(distance)
-    square = (distance - rest).square()
+    again = torch.is_grad_enabled()  # then what is there must be kept
+    square = (distance - rest).square() if again else distance.sub_(rest).square_()
     return Moments(near, rest, average(square if var is None else square + var))
 
 

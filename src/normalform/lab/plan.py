@@ -70,7 +70,7 @@ class Settings:
     lr: float
 
 
-DEFAULT = Settings(5, 2, 5, (32, 8, 2), FAMILIES, 0.05)
+DEFAULT = Settings(4, 2, 5, (32, 8, 2), FAMILIES, 0.05)
 QUICK = Settings(1, 0, 2, (32, 2), FAMILIES, 0.05)
 
 
