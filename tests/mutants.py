@@ -16,7 +16,7 @@ import pytest
 import test_promise as promise
 import test_recipes
 from normalform import path, recipes
-from normalform.kernels import _backward, _terms, composite, eager, plan, two_float
+from normalform.kernels import _backward, composite, eager, plan, two_float
 from normalform.layers import running
 
 
@@ -118,16 +118,16 @@ MUTANTS = [
     # Coefficients
     Mutant(
         "eps outside the root",
-        plan.coefficients,
+        plan.blend,
         "(var + plan.eps).rsqrt()",
         "1 / (var.sqrt() + plan.eps)",
         hard("batch 2d", "variance below eps"),
     ),
     Mutant(
         "variances blended by the weights of the means",
-        plan._blend,
-        "var = var + var_weights[k] * var_k",
-        "var = var + mean_weights[k] * var_k",
+        plan.blend,
+        "weights[1][k] * branch.var",
+        "weights[0][k] * branch.var",
         hard("switch 2d"),
     ),
     Mutant(
@@ -164,16 +164,16 @@ MUTANTS = [
     # Gradients
     Mutant(
         "gradient without the share of the mean",
-        _terms,
-        "offset if cells.center else",
-        "0 * offset if cells.center else",
+        plan.terms_of_dx,
+        "[g / n for",
+        "[0 * g / n for",
         hard("layer, token"),
     ),
     Mutant(
         "gradient with half the share of the variance",
-        _terms,
-        "2 * dvar / n",
-        "dvar / n",
+        plan.terms_of_dx,
+        "2 * g / n",
+        "g / n",
         hard("instance 2d"),
     ),
     Mutant(
@@ -186,8 +186,8 @@ MUTANTS = [
     Mutant(
         "gradient of the logits dropped",
         _backward,
-        "*(grads[2 * len(ctx.leaves) :] or (None, None))",
-        "*(0 * g for g in grads[2 * len(ctx.leaves) :] or (dy, dy))",
+        "gradient.to(logit)",
+        "0 * logit",
         hard("switch 2d"),
     ),
     Mutant(

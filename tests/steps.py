@@ -42,9 +42,7 @@ def step(call: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> dict[
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = call(leaf)
     leaves = {"x": leaf, **dict(layer.named_parameters())}
-    gradients = torch.autograd.grad(
-        y, list(leaves.values()), direction(y), allow_unused=True, materialize_grads=True
-    )
+    gradients = torch.autograd.grad(y, list(leaves.values()), direction(y))
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     found = {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {"y": y.detach(), **found, **buffers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.typed = shlex.join(["normalform", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -79,7 +81,7 @@ def _compare(options: argparse.Namespace) -> int:
     from normalform.lab.compare import compare
     from normalform.lab.plan import Options
 
-    compare(Options(**_chosen(options)))
+    compare(Options(**_chosen(options), command=options.typed))
     return 0
 
 
@@ -110,7 +112,7 @@ def _check(options: argparse.Namespace) -> int:
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for; what was not keeps the default of the command's own options."""
     given = vars(options).items()
-    return {k: v for k, v in given if v is not None and k not in ("command", "run")}
+    return {k: v for k, v in given if v is not None and k not in ("command", "run", "typed")}
 
 
 def _numbers(text: str) -> tuple[int, ...]:

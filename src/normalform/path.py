@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normalform import kernels
@@ -118,6 +119,8 @@ def running_norm(
         raise RuntimeError(
             f"running_mean must be defined in evaluation mode, and running_var ({who})"
         )
+    if given and logits is None and exporting():
+        return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
     if not given and logits is None:
         _require_values(input.shape, recipes[0], who)
     buffers = None if running_mean is None or running_var is None else (running_mean, running_var)
@@ -147,7 +150,9 @@ def blend(
 
     They are used in its place where ``given``, and updated from it otherwise.
     """
-    layout = [_cells(r, x.shape) for r in recipes]
+    # Running statistics know no blocks of samples, which would tie a graph to a batch size.
+    laid = [BATCH if given and k == tracked else r for k, r in enumerate(recipes)]
+    layout = [_cells(r, x.shape) for r in laid]
     order = layout[0].order
     dims = recipes[0].param_dims(x.ndim, params)
     weight = _param(weight, "weight", x, dims, order, who)

@@ -12,17 +12,15 @@ from torch.autograd import forward_ad
 
 from normalform.kernels import eager, two_float
 from normalform.kernels.plan import (
-    Coefficients,
     Moments,
     Pair,
     Plan,
-    Terms,
-    coefficients,
+    blend,
     has_float64,
+    logit_gradients,
     of_values,
-    spread,
+    terms_of_dx,
 )
-from normalform.recipes import Cells
 
 KERNELS: dict[str, ModuleType] = {"eager": eager, "two_float": two_float}
 
@@ -79,7 +77,8 @@ def normalize(
     inputs = (x, weight, bias, *(logits or (None, None)))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _Normalize.apply(passes, plan, running, compact, *inputs), compact
-    return passes.apply(x, coefficients(compact, running, logits, plan), weight, bias), compact
+    at = blend(compact, running, logits, plan).at
+    return passes.apply(x, at, weight, bias), compact
 
 
 def composite(
@@ -99,7 +98,7 @@ def composite(
     compact = of_values(wide, plan.base) if plan.base is not None else []
     if running is not None:
         running = running[0].to(wide), running[1].to(wide)
-    shift, mean, rstd = coefficients(compact, running, logits, plan)
+    shift, mean, rstd = blend(compact, running, logits, plan).at
     y = (wide - shift - mean) * (rstd if weight is None else rstd * weight.to(rstd))
     return (y if bias is None else y + bias.to(y.dtype)).to(x.dtype), compact
 
@@ -130,11 +129,8 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, mean_logits, var_logits)
         ctx.passes, ctx.plan, ctx.running = passes, plan, running
-        ctx.leaves = [m._replace(mean=_leaf(m.mean), var=_leaf(m.var)) for m in compact]
-        ctx.logits = [t if t is None else _leaf(t) for t in (mean_logits, var_logits)]
-        with torch.enable_grad():  # a graph of the small arrays, for their chain rule
-            ctx.at = coefficients(ctx.leaves, running, _both(*ctx.logits), plan)
-        return passes.apply(x, Coefficients(*(t.detach() for t in ctx.at)), weight, bias)
+        ctx.blended = blend(compact, running, _both(mean_logits, var_logits), plan)
+        return passes.apply(x, ctx.blended.at, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -144,10 +140,8 @@ class _Normalize(torch.autograd.Function):
 
 
 def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    x, weight, bias, *_ = ctx.saved_tensors
-    plan, passes, needs = ctx.plan, ctx.passes, ctx.needs_input_grad[4:]
-    at = Coefficients(*(t.detach() for t in ctx.at))
-
+    x, weight, bias, *logits = ctx.saved_tensors
+    passes, needs, at = ctx.passes, ctx.needs_input_grad[4:], ctx.blended.at
     joint = _joint_shape(at.mean, at.rstd, weight, bias)
     total, product = passes.sums(dy, x, at, joint)
     dweight = eager.sum_to(product * at.rstd, weight.shape).to(weight) if needs[1] else None
@@ -158,45 +152,20 @@ def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
         total, product, scale = total * weight, product * weight, scale * weight
     dmean = eager.sum_to(-total * at.rstd, at.mean.shape)
     drstd = eager.sum_to(product, at.rstd.shape)
-
-    inputs = [t for m in ctx.leaves for t in (m.mean, m.var)]
-    inputs += [t for t in ctx.logits if t is not None]
-    grads = _vjp((ctx.at.mean, ctx.at.rstd), inputs, (dmean, drstd))
-    terms = None if plan.base is None else _terms(ctx.leaves, grads, plan.base)
-    dx = passes.grad_input(dy, x, scale, terms) if needs[0] else None
-    return [dx, dweight, dbias, *(grads[2 * len(ctx.leaves) :] or (None, None))]
-
-
-def _leaf(t: Tensor) -> Tensor:
-    return t.detach().requires_grad_()
+    dx, dlogits = None, (None, None)
+    if needs[0]:
+        terms = terms_of_dx(ctx.blended, ctx.plan, dmean, drstd)
+        dx = passes.grad_input(dy, x, scale, terms)
+    if needs[3] or needs[4]:
+        pairs = zip(logit_gradients(ctx.blended, dmean, drstd), logits, strict=True)
+        dlogits = [gradient.to(logit) for gradient, logit in pairs]
+    return [dx, dweight, dbias, *dlogits]
 
 
 def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
     """What statistics and parameters vary over, together."""
     shapes = [t.shape for t in tensors if t is not None]
     return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-
-
-def _vjp(outputs: Pair, inputs: list[Tensor], grads: Pair) -> list[Tensor]:
-    """The chain rule through the small arrays."""
-    used = [(t, g.expand_as(t)) for t, g in zip(outputs, grads, strict=True) if t.requires_grad]
-    if not used:
-        return [torch.zeros_like(t) for t in inputs]
-    found = torch.autograd.grad(
-        [t for t, _ in used], inputs, [g for _, g in used], retain_graph=True, allow_unused=True
-    )
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)]
-
-
-def _terms(compact: list[Moments], grads: list[Tensor], cells: Cells) -> Terms:
-    """``slope = 2 dvar / n`` and ``offset = dmean / n``."""
-    pairs = list(zip(grads[0::2], grads[1::2], cells.counts, strict=False))
-    offset = spread([dmean / n for dmean, _, n in pairs], cells)
-    slope = spread([2 * dvar / n for _, dvar, n in pairs], cells)
-    shift = spread([m.shift for m in compact], cells)
-    mean = spread([m.mean.detach() for m in compact], cells)
-    # Without centring the mean is the constant 0.
-    return Terms(shift, mean, slope, offset if cells.center else torch.zeros_like(offset))
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:

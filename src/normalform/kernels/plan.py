@@ -48,6 +48,14 @@ class Terms(NamedTuple):
     offset: Tensor
 
 
+class Blend(NamedTuple):
+    """Coefficients, the spread moments they blend, and the weights; None where there is one."""
+
+    at: Coefficients
+    branches: list[Moments]
+    weights: Pair | None
+
+
 @dataclass(frozen=True)
 class Plan:
     """A norm laid over one shape.
@@ -166,34 +174,85 @@ def branch_moments(compact: list[Moments], cells: Cells, base: Cells) -> Moments
     return Moments(*(spread([*each], cells) for each in zip(*compact, strict=True)))
 
 
-def coefficients(
-    compact: list[Moments], running: Pair | None, logits: Pair | None, plan: Plan
-) -> Coefficients:
-    """Shift, mean and 1 / sqrt(var + eps), spread; differentiable in all but the shift."""
-    moments: list[Moments] = []
+def blend(compact: list[Moments], running: Pair | None, logits: Pair | None, plan: Plan) -> Blend:
+    """The coefficients, and what they were made of; differentiable in all but the shifts."""
+    branches: list[Moments] = []
     for cells in plan.branches:
         if cells is not None and plan.base is not None:
-            moments.append(branch_moments(compact, cells, plan.base))
+            branches.append(branch_moments(compact, cells, plan.base))
         elif running is not None:
-            moments.append(Moments(running[0], torch.zeros_like(running[0]), running[1]))
-    shift, mean, var = moments[0] if logits is None else _blend(moments, logits)
-    return Coefficients(shift, mean, (var + plan.eps).rsqrt())
+            branches.append(Moments(running[0], torch.zeros_like(running[0]), running[1]))
+    shift, mean, var = branches[0]
+    weights = None
+    if logits is not None:
+        weights = logits[0].to(var).softmax(0), logits[1].to(var).softmax(0)
+        var = torch.zeros_like(var)
+        for k, branch in enumerate(branches):
+            # Differences of means, not means: a common offset must not be rounded into the blend.
+            mean = mean + weights[0][k] * _apart(branch, branches[0])
+            var = var + weights[1][k] * branch.var
+    return Blend(Coefficients(shift, mean, (var + plan.eps).rsqrt()), branches, weights)
 
 
-def _blend(moments: list[Moments], logits: Pair) -> Moments:
-    shift, first, var = moments[0]
-    # One copy a channel: their gradients are summed over the samples first, in a fixed order.
-    copies = (-1, 1, max(m.var.shape[1] for m in moments), *(1 for _ in shift.shape[2:]))
-    mean_weights, var_weights = (
-        logit.to(var).softmax(0).view(-1, *(1 for _ in shift.shape)).expand(copies)
-        for logit in logits
-    )
-    mean, var = first, torch.zeros_like(var)
-    for k, (shift_k, mean_k, var_k) in enumerate(moments):
-        # Differences of means, not means: a common offset must not be rounded into the blend.
-        mean = mean + mean_weights[k] * (shift_k - shift + (mean_k - first))
-        var = var + var_weights[k] * var_k
-    return Moments(shift, mean, var)
+def _apart(one: Moments, other: Moments) -> Tensor:
+    return one.shift - other.shift + (one.mean - other.mean)
+
+
+def terms_of_dx(blended: Blend, plan: Plan, dmean: Tensor, drstd: Tensor) -> Terms | None:
+    """From the gradients of mean and rstd to those of x, by way of every branch's cells.
+
+    A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
+    cell; here all are brought to the mean of the first.
+    """
+    at, branches, weights = blended
+    dvar = drstd * at.rstd.pow(3) * -0.5
+    first, slope, offset = None, at.rstd.new_zeros(()), at.rstd.new_zeros(())
+    for k, (cells, branch) in enumerate(zip(plan.branches, branches, strict=True)):
+        if cells is None:  # running statistics are constants
+            continue
+        first = first or branch
+        gm, gv = (dmean, dvar) if weights is None else (dmean * weights[0][k], dvar * weights[1][k])
+        tilt = spread(
+            [2 * g / n for g, n in zip(_gather(gv, cells), cells.counts, strict=True)], cells
+        )
+        slope = slope + tilt
+        if cells.center:
+            level = spread(
+                [g / n for g, n in zip(_gather(gm, cells), cells.counts, strict=True)], cells
+            )
+            offset = offset + (level if branch is first else level + tilt * _apart(first, branch))
+    if first is None:
+        return None
+    return Terms(first.shift, first.mean, slope, offset)
+
+
+def logit_gradients(blended: Blend, dmean: Tensor, drstd: Tensor) -> Pair:
+    """The chain rule of the blend, through the softmax."""
+    at, branches, weights = blended
+    dvar = drstd * at.rstd.pow(3) * -0.5
+    to_mean = [_sum(dmean * _apart(branch, branches[0])) for branch in branches]
+    to_var = [_sum(dvar * branch.var) for branch in branches]
+    pairs = zip(weights or (), (torch.stack(to_mean), torch.stack(to_var)), strict=True)
+    mean, var = (weight * (gradient - weight @ gradient) for weight, gradient in pairs)
+    return mean, var
+
+
+def _sum(t: Tensor) -> Tensor:
+    return total(t, list(range(t.ndim))).reshape(())
+
+
+def _gather(t: Tensor, cells: Cells) -> list[Tensor]:
+    """The sum over each cell of a spread array: :func:`spread` the other way."""
+    sums: list[Tensor] = []
+    for start, stop, block in cells.runs:
+        part = t if len(cells.runs) == 1 else t[start:stop]
+        blocks = (stop - start) // block
+        rows, columns = part.shape[0] // blocks, part.shape[1] // cells.groups
+        part = part.reshape(blocks, rows, cells.groups, columns, *part.shape[2:])
+        dims = [1, 3, *(range(4, part.ndim) if cells.spatial else ())]
+        dims = [d for d in dims if part.shape[d] > 1]
+        sums.append(total(part, dims) if dims else part)
+    return sums
 
 
 def population(compact: list[Moments], cells: Cells, base: Cells) -> Pair:

@@ -62,11 +62,14 @@ def sums(dy: Tensor, x: Tensor, at: Coefficients, shape: tuple[int, ...]) -> Pai
 
 
 def grad_input(dy: Tensor, x: Tensor, scale: Tensor, terms: Terms | None) -> Tensor:
-    """``dx = scale dy + slope (x - mean) + offset``, each term of float32."""
+    """``dx = scale dy + (slope (x - mean) + offset)``, rounded to float32 once each."""
     dx = _times(dy.to(torch.float32), scale)
     if terms is not None:
-        high, low = _centred(x, terms)
-        dx = dx + _times(high + low, terms.slope) + _narrow(terms.offset, x)
+        # Branches of a blend may cancel between slope and offset.
+        high, low = _times_pair(_centred(x, terms), terms.slope)
+        offset, rest = _pair(terms.offset, x)
+        high, error = _two_sum(high, offset)
+        dx = dx + (high + (error + low + rest))
     return dx.to(x.dtype)
 
 
@@ -74,8 +77,7 @@ def _centred(x: Tensor, about: Coefficients | Terms) -> Pair:
     """``x - (shift + mean)``, exact to 2^-48."""
     near = (about.shift + about.mean).to(torch.float32)
     rest = about.shift - wide(near) + about.mean
-    rest_high = _narrow(rest, x)
-    rest_low = _narrow(rest - wide(rest_high), x)
+    rest_high, rest_low = _pair(rest, x)
     distance, error = _two_sum(x.to(torch.float32), -near.to(x.device))
     high, more = _two_sum(distance, -rest_high)
     return high, more + (error - rest_low)
@@ -89,6 +91,12 @@ def _largest(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Largest size over the axes where ``shape`` is 1."""
     dims = [d for d, size in enumerate(shape) if size == 1]
     return wide(t.abs().amax(dims, keepdim=True) if dims else t.abs())
+
+
+def _pair(t: Tensor, like: Tensor) -> Pair:
+    """A float64 number as two float32."""
+    high = _narrow(t, like)
+    return high, _narrow(t - wide(high), like)
 
 
 def _exponent(t: Tensor) -> Tensor:
@@ -113,6 +121,15 @@ def _times(t: Tensor, factor: Tensor) -> Tensor:
     """``t * factor`` with a float64 factor of any size: rounded factor, rounded product."""
     exponent = _exponent(factor)
     return _times_power(t, exponent) * _narrow(factor * _power(-exponent), t)
+
+
+def _times_pair(pair: Pair, factor: Tensor) -> Pair:
+    """The same in two floats."""
+    exponent = _exponent(factor)
+    first, second = _pair(factor * _power(-exponent), pair[0])
+    high, low = (_times_power(t, exponent) for t in pair)
+    product, error = _product(high, first)
+    return product, error + high * second + low * first
 
 
 def _two_sum(a: Tensor, b: Tensor) -> Pair:

@@ -19,7 +19,13 @@ from normalform.lab.workers import Done, train_all
 if TYPE_CHECKING:
     from rich.console import Console
 
-_EXTRA = {"rich": "rich", "altair": "altair", "vl_convert": "vl-convert-python", "PIL": "pillow"}
+_EXTRA = {
+    "rich": "rich",
+    "altair": "altair",
+    "vl_convert": "vl-convert-python",
+    "PIL": "pillow",
+    "scipy": "scipy",
+}
 MOST_WORKERS = 8
 
 
@@ -50,6 +56,7 @@ def compare(options: Options) -> Path:
     arms, runs = planned(settings, data)
     folder = folder_of(options, data)
     meta = describe(settings, arms, runs, data, folder.name) | _dates(folder)
+    meta["command"] = options.command
     with Writer(folder, meta) as writer:
         missing = {run_id: run for run_id, run in runs.items() if run_id not in writer.finished}
         _say_what_is_there(console, writer, runs, missing)

@@ -34,6 +34,7 @@ class Options:
         name: of the folder; by default the data's, with "-quick" where it applies.
         out: where the folder is made.
         workers: processes that train side by side; by default one a core, eight at most.
+        command: what was typed, for the report.
     """
 
     data: str = "fashion"
@@ -46,6 +47,7 @@ class Options:
     name: str | None = None
     out: Path = Path("runs")
     workers: int | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""Tensors of any kind: strides, gradients wanted of some only, changed in between, not finite."""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normalform as nf
+from normalform.testing import judge
+from steps import IN_TORCH, assert_same, direction, example, prepared, step, torch_twin
+from zoo import ZOO
+
+each_layer = pytest.mark.parametrize("name", ZOO)
+each_torch_layer = pytest.mark.parametrize("name", IN_TORCH)
+each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+def channels_last(x: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format))
+
+
+def sliced(x: Tensor) -> Tensor:
+    wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels last": channels_last,
+    "sliced": sliced,
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "samples inside": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_layer
+def test_any_strides(name: str, layout: str):
+    layer, x = prepared(name)
+    arranged = LAYOUTS[layout](x)
+    plain = arranged.contiguous().clone()
+    twin = copy.deepcopy(layer)
+    leaf = arranged.detach().requires_grad_()
+    y = layer(leaf)
+    dy = LAYOUTS[layout](direction(plain))  # the gradient arrives in any strides too
+    gradients = torch.autograd.grad(y, [leaf, *layer.parameters()], dy)
+    expected_y = twin(plain.requires_grad_())
+    expected = torch.autograd.grad(expected_y, [plain, *twin.parameters()], dy.contiguous())
+    assert_same({"y": y.detach()}, {"y": expected_y.detach()})
+    assert_same(dict(enumerate(gradients)), dict(enumerate(expected)))
+    assert_same(dict(layer.named_buffers()), dict(twin.named_buffers()))
+
+
+@each_mode
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@each_torch_layer
+def test_the_memory_format_stays(name: str, layout: str, training: bool):
+    layer, x = prepared(name, training)
+    x = LAYOUTS[layout](x)
+    y, theirs = layer(x), torch_twin(layer)(x)
+    # PyTorch's instance norm goes back to contiguous, PyTorch's others keep the format.
+    rows = isinstance(layer, nn.LayerNorm | nn.RMSNorm)
+    assert y.stride() == (theirs.stride() if rows else x.stride())
+    if "instance" not in name:
+        assert y.stride() == theirs.stride()
+
+
+@each_layer
+def test_a_gradient_without_strides(name: str):
+    layer, x = prepared(name)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    y = layer(x)
+    summed = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+    ones = torch.autograd.grad(y, leaves, torch.ones_like(y))
+    assert_same(dict(enumerate(summed)), dict(enumerate(ones)))
+
+
+@each_mode
+@each_layer
+def test_gradients_of_any_subset(name: str, training: bool):
+    layer, x = prepared(name, training)
+    twin = copy.deepcopy(layer)
+    expected = step(twin, twin, x)
+    leaves = {"dx": x, **{f"d{key}": p for key, p in layer.named_parameters()}}
+    for count in range(len(leaves) + 1):
+        for wanted in itertools.combinations(leaves, count):
+            for key, leaf in leaves.items():
+                leaf.requires_grad_(key in wanted)
+            y = layer(x)
+            assert y.requires_grad == bool(wanted)
+            if wanted:
+                found = torch.autograd.grad(y, [leaves[key] for key in wanted], direction(y))
+                assert_same(
+                    dict(zip(wanted, found, strict=True)), {key: expected[key] for key in wanted}
+                )
+
+
+FUNCTIONS = ["batch_norm", "instance_norm", "layer_norm", "group_norm"]
+
+
+# PyTorch's own group norm fails with a bias alone; ours is compared with a weight of ones below.
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        each
+        for each in itertools.product(FUNCTIONS, ["weight", "bias"])
+        if each != ("group_norm", "bias")
+    ],
+)
+def test_one_of_weight_and_bias(function: str, given: str):
+    x = example((4, 6, 5)).double()
+    ours, theirs = (getattr(module, function) for module in (nf.functional, torch.nn.functional))
+    size = 5 if function == "layer_norm" else 6
+    extra = {
+        "batch_norm": {"running_mean": None, "running_var": None, "training": True},
+        "instance_norm": {},
+        "layer_norm": {"normalized_shape": (5,)},
+        "group_norm": {"num_groups": 2},
+    }[function]
+    found = []
+    for call in (ours, theirs):
+        leaves = [x.clone().requires_grad_(), example((size,)).double().requires_grad_()]
+        y = call(leaves[0], **extra, **{given: leaves[1]})
+        found.append(
+            {"y": y.detach(), **dict(enumerate(torch.autograd.grad(y, leaves, direction(y))))}
+        )
+    assert_same(*found)
+
+
+def test_group_norm_with_a_bias_alone():
+    x, bias = example((4, 6, 5)).double(), example((6,)).double()
+    alone = nf.functional.group_norm(x, 2, None, bias)
+    assert_same({"y": alone}, {"y": nf.functional.group_norm(x, 2, torch.ones(6), bias)})
+
+
+@each_mode
+@each_layer
+def test_a_saved_tensor_that_changes_is_noticed(name: str, training: bool):
+    layer, x = prepared(name, training)
+    for what in ("x", "weight", "mean_weight", "var_weight"):
+        if what != "x" and getattr(layer, what, None) is None:
+            continue
+        given = x.clone().requires_grad_().clone()
+        y = layer(given)
+        with torch.no_grad():
+            (given if what == "x" else layer.get_parameter(what)).add_(1)
+        if what.endswith("_weight") and min(x.shape[2:], default=1) == 1:
+            y.sum().backward()  # of logits that were picked out, the copy is used
+            continue
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+@each_layer
+def test_a_graph_is_gone_after_its_backward(name: str):
+    layer, x = prepared(name)
+    y = layer(x.requires_grad_()).sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
+@each_layer
+def test_inputs_are_left_as_they_are(name: str):
+    layer, x = prepared(name)
+    before = [t.detach().clone() for t in (x, *layer.parameters())]
+    step(layer, layer, x)
+    assert all(torch.equal(t, old) for t, old in zip((x, *layer.parameters()), before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:running_:UserWarning")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@each_mode
+@each_layer
+def test_what_is_not_finite_stays_in_its_cell(name: str, training: bool, bad: float):
+    layer, x = prepared(name, training)
+    place = tuple(size // 2 for size in x.shape)
+    result = judge(layer, x)
+    mark = torch.zeros_like(x)
+    mark[place] = 1
+    cells = [result.largest(mark.double().numpy().reshape(result.xhat.shape))]
+    cells.append(result.largest(cells[0]))  # of a blend, dx also knows what shares these cells
+    y_knows, dx_knows = (torch.from_numpy(cell).reshape(x.shape) > 0 for cell in cells)
+    twin = copy.deepcopy(layer)
+    clean = step(twin, twin, x)
+    x[place] = bad
+    found = step(layer, layer, x)
+    assert torch.equal(found["y"][~y_knows], clean["y"][~y_knows])
+    assert torch.equal(found["dx"][~dx_knows], clean["dx"][~dx_knows])
+    assert not found["y"][place].isfinite()
+    if bad != bad:
+        assert found["y"][y_knows].isnan().all()
