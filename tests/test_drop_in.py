@@ -1,11 +1,9 @@
-"""In place of torch's layers: made, printed, saved, trained, fused and refused as they are."""
+"""In place of torch's layers: made, printed, saved, trained and fused as they are."""
 
 import copy
 import inspect
 import io
 import pickle
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -165,116 +163,6 @@ def test_fuses_into_a_linear_layer():
     linear, x = nn.Linear(5, layer.num_features).eval(), example((7, 5))
     fused = fuse_linear_bn_eval(linear, layer)(x)
     assert (fused - layer(linear(x))).abs().max() <= 64 * 2.0**-24 * fused.abs().max()
-
-
-# Refused and warned of alike
-
-
-def outcome(call: Callable[[], Any]) -> tuple[Any, list[tuple[type, str]]]:
-    """The type of what a call raises or gives, and its warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            result = type(call())
-        except Exception as error:
-            result = type(error)
-    return result, [(each.category, str(each.message)) for each in caught]
-
-
-WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
-    "batch, channels": ("BatchNorm2d", (4,), {}, (2, 3, 5, 5)),
-    "batch, axes": ("BatchNorm2d", (4,), {}, (2, 4, 5)),
-    "batch 1d, axes": ("BatchNorm1d", (4,), {}, (4,)),
-    "batch, one value": ("BatchNorm1d", (4,), {}, (1, 4)),
-    "batch, one pixel": ("BatchNorm2d", (4,), {}, (1, 4, 1, 1)),
-    "batch, channels never used": (
-        *("BatchNorm2d", (4,)),
-        {"affine": False, "track_running_stats": False},
-        (2, 3, 5, 5),
-    ),
-    "instance, channels": ("InstanceNorm2d", (4,), {"affine": True}, (2, 3, 5, 5)),
-    "instance, channels not used": ("InstanceNorm2d", (4,), {}, (2, 3, 5, 5)),
-    "instance, unbatched channels": ("InstanceNorm2d", (4,), {"affine": True}, (3, 5, 5)),
-    "instance, tracked channels": (
-        "InstanceNorm2d",
-        (4,),
-        {"track_running_stats": True},
-        (2, 3, 5, 5),
-    ),
-    "instance, axes": ("InstanceNorm2d", (4,), {}, (2, 4)),
-    "instance, one value": ("InstanceNorm1d", (4,), {}, (2, 4, 1)),
-    "group, channels": ("GroupNorm", (2, 4), {}, (2, 6, 3)),
-    "group, not divisible": ("GroupNorm", (2, 4), {}, (2, 5, 3)),
-    "group, one value": ("GroupNorm", (4, 4), {}, (1, 4)),
-    "group, one value of two samples": ("GroupNorm", (4, 4), {}, (2, 4)),
-    "group, axes": ("GroupNorm", (2, 4), {}, (4,)),
-    "layer, shape": ("LayerNorm", (4,), {}, (2, 5)),
-    "layer, axes": ("LayerNorm", ((3, 4),), {}, (4,)),
-    "rms, shape": ("RMSNorm", (4,), {}, (2, 5)),
-    "batch, eps": ("BatchNorm2d", (4, 0.0), {}, (2, 4, 3, 3)),
-}
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("name", "args", "options", "shape"), WRONG.values(), ids=WRONG)
-def test_refuses_and_warns_as_torch(
-    name: str,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-    shape: tuple[int, ...],
-    training: bool,
-):
-    ours, torchs = (
-        outcome(lambda m=module: getattr(m, name)(*args, **options).train(training)(example(shape)))
-        for module in (nf, nn)
-    )
-    assert ours == torchs
-
-
-ONES = torch.ones(4)
-CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
-    "a mean alone": ("batch_norm", (ONES, None), {"training": True}),
-    "a variance alone": ("batch_norm", (None, ONES), {"training": True}),
-    "a mean alone to use": ("batch_norm", (ONES, None), {}),
-    "nothing to use": ("batch_norm", (None, None), {}),
-    "a short mean": ("batch_norm", (ONES[:3], ONES), {}),
-    "a short variance": ("batch_norm", (ONES, ONES[:3]), {"training": True}),
-    "a short weight": ("batch_norm", (ONES, ONES), {"weight": ONES[:3]}),
-    "a short bias": ("batch_norm", (ONES, ONES), {"bias": ONES[:3], "training": True}),
-    "a negative eps": ("batch_norm", (ONES, ONES), {"eps": -1.0}),
-    "an eps of zero": ("batch_norm", (ONES, ONES), {"eps": 0.0}),
-    "an eps of zero in training": ("batch_norm", (ONES, ONES), {"eps": 0.0, "training": True}),
-    "instance, nothing to use": ("instance_norm", (), {"use_input_stats": False}),
-    "instance, a short weight": ("instance_norm", (), {"weight": ONES[:3]}),
-    "instance, a short mean": ("instance_norm", (ONES[:3], ONES), {}),
-    "group, does not divide": ("group_norm", (3,), {}),
-    "group, a short weight": ("group_norm", (2, ONES[:3]), {}),
-    "layer, no shape": ("layer_norm", ((),), {}),
-    "layer, another shape": ("layer_norm", ((4,),), {}),
-    "layer, a short weight": ("layer_norm", ((5,), ONES), {}),
-    "rms, no shape": ("rms_norm", ((),), {}),
-    "rms, another shape": ("rms_norm", ((4,),), {}),
-    "rms, a short weight": ("rms_norm", ((5,), ONES), {}),
-}
-
-
-@pytest.mark.parametrize(("name", "args", "options"), CALLS.values(), ids=CALLS)
-def test_functions_refuse_as_torchs(name: str, args: tuple[Any, ...], options: dict[str, Any]):
-    x = example((2, 4, 5))
-    ours, torchs = (
-        outcome(lambda m=module: getattr(m, name)(x, *copy.deepcopy(args), **options))
-        for module in (nf.functional, nn.functional)
-    )
-    assert ours == torchs
-
-
-@pytest.mark.parametrize(
-    "name", ["batch 2d", "instance 2d", "layer, token", "group", "rms", "switch 2d"]
-)
-def test_integers_are_refused_in_words(name: str):
-    layer, x = prepared(name)
-    with pytest.raises(TypeError, match=r"floating point tensors, got torch\.int64: convert it"):
-        layer(x.long())
 
 
 # Values
