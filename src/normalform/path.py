@@ -224,7 +224,12 @@ def rows(
     weight = None if weight is None else weight.flatten()
     bias = None if bias is None else bias.flatten()
     flat = input.contiguous().view(-1, math.prod(shape))
-    return blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
+    y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
+    # As PyTorch: layer norm answers contiguously, RMS norm in the input's memory format.
+    if not recipe.center and _is_channels_last(input) and not input.is_contiguous():
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        y = y.contiguous(memory_format=formats[y.ndim])
+    return y
 
 
 def update(running: Pair, batch: Pair, momentum: float | Tensor) -> None:

@@ -134,8 +134,10 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        again = torch.is_grad_enabled()  # somebody will differentiate this gradient once more
-        grads = _differentiable_backward(ctx, dy) if again else _backward(ctx, dy)
+        # Differentiated once more, or for many dy at once: the passes work in place and cannot.
+        batched = not is_plain(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)  # pyright: ignore[reportAttributeAccessIssue]
+        traced = torch.is_grad_enabled() or batched
+        grads = _differentiable_backward(ctx, dy) if traced else _backward(ctx, dy)
         return (None, None, None, None, *grads)
 
 
@@ -172,8 +174,10 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[4:]
     x, weight, bias, *logits = ctx.saved_tensors[:5]
     wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=False) if needed]
-    y, _ = composite(x, ctx.plan, weight, bias, _both(*logits), ctx.running)
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y, _ = composite(x, ctx.plan, weight, bias, _both(*logits), ctx.running)
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 
 

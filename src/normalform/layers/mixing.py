@@ -170,8 +170,9 @@ class _SwitchNorm(_BatchStatistics):
         others = any(k.startswith(prefix) for k in state_dict)
         if others and not any(key in state_dict for key in keys):
             warnings.warn(
-                f"{prefix or type(self).__name__}: the state_dict has no mean_weight and no "
-                "var_weight, as that of a batch norm; they become ones: all branches weigh alike",
+                f"{prefix.rstrip('.') or type(self).__name__}: the state_dict has no mean_weight "
+                "and no var_weight, as that of a batch norm; they become ones: all branches "
+                "weigh alike",
                 stacklevel=2,
             )
             state_dict.update({key: torch.ones_like(self.mean_weight.detach()) for key in keys})

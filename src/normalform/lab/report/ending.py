@@ -115,7 +115,7 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
         yield package, _values(rows, package)
     yield "commit", _values(rows, "commit")
     yield "begun", str(meta.get("created", ""))
-    yield "finished", str(meta.get("updated", ""))
+    yield "finished", max((row.date for row in rows), default="")
     yield "training time", f"{sum(row.seconds for row in rows):.0f} s, all runs together"
 
 
