@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from normalform.recipes import NORMS, Cells, Norm, named
+from normalform.cells import Cells
+from normalform.recipes import NORMS, Norm, named
 
 SAMPLES, CHANNELS, POSITIONS = 4, 6, 4
 EXAMPLE_SIZE = {"group": ":2", "ghost": ":2"}

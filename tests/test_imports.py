@@ -28,8 +28,8 @@ OPTIONAL = {
 }
 
 # The judge stands apart: what it judges may not use it, and it uses nothing of that.
-JUDGE = ("notation", "recipes", "normal_form", "reference")
-COMPUTES = ("notation", "recipes", "kernels", "path", "functional", "layers")
+JUDGE = ("notation", "cells", "recipes", "normal_form", "reference")
+COMPUTES = ("notation", "cells", "recipes", "kernels", "path", "functional", "layers")
 TOOLS = (*COMPUTES, "surgery", "diagnose", "explain")
 ROOT_NAMES = (*TOOLS, *JUDGE, "budget", "testing")
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normalform as nf
-from normalform.recipes import NORMS, Run, named, recipe, split_name
+from normalform.cells import Run
+from normalform.recipes import NORMS, named, recipe, split_name
 
 CARETS = {
     "n (g [c] [s]": (9, "a split axis ends with"),

@@ -15,7 +15,8 @@ in standard deviations; gradients of logits need it because they are sums of dif
 statistics, which may cancel. Rounding to a coarser type adds ``u_out`` of the exact value, which is
 ``2**-8`` of bfloat16, ``2**-11`` of float16; to any type, half its smallest subnormal.
 
-float64 is promised less. With ``U = 2**-53`` and ``k = 1 + |mean|/std``::
+float64 is promised less. With ``U = 2**-53`` and ``k = 1 + |mean|/std`` (6U, not 4U: even without a
+mean, square, sum, division and eps cost half a rounding each, root, inverse and two products one)::
 
     y         6U (k |weight| max(1, |xhat*|) + |bias|)
     dx        8U k max(1, |xhat*|) T,   both and T the largest in the cell

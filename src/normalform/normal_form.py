@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalform.recipes import Cells, Recipe
+from normalform.cells import Cells
+from normalform.recipes import Recipe
 
 Array = NDArray[np.floating[Any]]
 

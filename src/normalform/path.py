@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normalform import kernels
+from normalform.cells import Cells
 from normalform.kernels.plan import Pair, Plan, population, wide
-from normalform.recipes import Cells, Recipe, named, recipe
+from normalform.recipes import Recipe, named, recipe
 
 BATCH, INSTANCE = named("batch"), named("instance")
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)

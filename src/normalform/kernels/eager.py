@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normalform.cells import Cells
 from normalform.kernels.plan import Coefficients, Moments, Pair, Terms, of_values, total
-from normalform.recipes import Cells
 
 
 def moments(x: Tensor, cells: Cells) -> list[Moments]:

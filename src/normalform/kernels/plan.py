@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from normalform.recipes import Cells, Run
+from normalform.cells import Cells, Run
 
 Pair = tuple[Tensor, Tensor]
 

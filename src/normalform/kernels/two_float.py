@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normalform.cells import Cells
 from normalform.kernels.plan import Coefficients, Moments, Pair, Terms, split, wide
-from normalform.recipes import Cells
 
 
 def moments(x: Tensor, cells: Cells) -> list[Moments]:
