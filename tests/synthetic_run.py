@@ -127,7 +127,7 @@ def _row(
         "cores": 2,
         "platform": "Linux",
         "commit": "0123abcd",
-        "date": "2026-11-21T20:00:00Z",
+        "date": "2026-11-21T20:03:00Z",
     }
 
 

@@ -218,7 +218,7 @@ def test_what_it_does_not_show(page: Page) -> None:
         "0123abcd",
         "2.13.0",
         "3.11.7",
-        "2026-11-21T20:04:00Z",
+        "finished 2026-11-21T20:03:00Z",
         "SGD with momentum 0.9",
         "normalform compare --seeds 5",
     ):
