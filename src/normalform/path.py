@@ -285,7 +285,8 @@ def branches(over: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
 
 def tracked_branch(recipes: Sequence[Recipe]) -> int | None:
     """The branch that averages over samples: the one that running statistics can stand for."""
-    return next((k for k, r in enumerate(recipes) if "n" in r.over), None)
+    found = [k for k, r in enumerate(recipes) if "n" in r.over]
+    return found[0] if found else None
 
 
 def require_float(x: Tensor, who: object) -> None:

@@ -74,7 +74,8 @@ class Recipe:
 
     def axis(self, name: str) -> Axis | None:
         """The axis called ``name``, or None where the recipe has no such axis."""
-        return next((axis for axis in self.axes if axis.name == name), None)
+        found = [axis for axis in self.axes if axis.name == name]
+        return found[0] if found else None
 
     def bind(self, **sizes: int) -> Recipe:
         """The same recipe with the sizes of its split axes filled in.

@@ -78,7 +78,7 @@ class Plan:
             return Plan(taken[0] if taken else None, branches, eps)
         base = taken[0].planes(all(cells.spatial for cells in taken))
         # A branch of these very cells needs no pooling: branches are told apart by identity.
-        return Plan(next((cells for cells in taken if cells == base), base), branches, eps)
+        return Plan([*[cells for cells in taken if cells == base], base][0], branches, eps)
 
 
 def has_float64(device: torch.device) -> bool:
