@@ -130,3 +130,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

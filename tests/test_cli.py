@@ -1,0 +1,105 @@
+"""The command line: one line where something cannot be done, and what the exit status says."""
+
+import os
+import runpy
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from normalform import cli
+from normalform.lab import check
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "cyclegan_generator.py"
+
+
+def run(capsys, *arguments):
+    status = cli.main(arguments)
+    return status, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "--input", "nowhere.npy"], "input nowhere.npy: no such file"),
+        (["check", "--norms", "bacth"], "unknown 'bacth'; known: batch"),
+        (["check", "--dtypes", "int8"], "int8"),
+        (["check", "--kernel", "magic", "--quick"], "unknown kernel 'magic'; known: auto, eager"),
+        (["compare", "--data", "nowhere"], "data 'nowhere': no such file or folder"),
+        (["compare", "--norms", "bacth"], "'bacth' is not one to compare"),
+        (["compare", "--seeds", "0"], "seeds 0: at least 1"),
+        (["compare", "--lr", "nan"], "lr nan"),
+        (["compare", "--name", "../up"], "not a folder's name"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments, words, capsys):
+    status, printed = run(capsys, *arguments)
+    assert status == 2
+    assert words in printed.err
+    assert printed.err.startswith(f"normalform {arguments[0]}: ")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["compare", "--nbs", "two"]])
+def test_what_cannot_be_read_is_said_in_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.err.count("\n") == 1
+    assert "--help" in printed.err
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    status, printed = run(capsys, "compare", "--quick", "--out", str(tmp_path), "--name", "mine")
+    assert status == 2
+    assert "not a comparison's folder" in printed.err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_check_says_by_its_status_whether_the_promise_is_kept(capsys, monkeypatch):
+    arguments = ("check", "--quick", "--norms", "rms", "--dtypes", "float32")
+    status, printed = run(capsys, *arguments)
+    assert status == 0
+    assert "inside the promise" in printed.out
+    monkeypatch.setattr(check, "run", lambda options: 1 if options.quick else 0)
+    assert run(capsys, *arguments)[0] == 1
+
+
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "run", interrupt)
+    status, printed = run(capsys, "check")
+    assert status == 130
+    assert printed.err == ""
+
+
+def test_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} -m normalform.cli check --quick --norms rms | head -n 1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.strip() == version("normalform")
+
+
+@pytest.mark.parametrize(
+    ("norm", "biased"),
+    [("instance", 10), ("none", 10), ("batch", 1), ("group:8", 1), ("layer", 1), ("switch", 1)],
+)
+def test_the_example_takes_any_norm_and_decides_on_the_bias(norm, biased, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), norm])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert f"{biased} biased convolutions; image (1, 3, 64, 64)" in capsys.readouterr().out
