@@ -118,3 +118,19 @@ def test_integers_are_refused_in_words(name: str):
     layer, x = prepared(name)
     with pytest.raises(TypeError, match=r"floating point tensors, got torch\.int64: convert it"):
         layer(x.long())
+
+
+@pytest.mark.parametrize("name", [None, nn.BatchNorm2d, 3])
+def test_names_are_text(name):
+    with pytest.raises(TypeError, match="a name such as"):
+        nf.get_norm_layer(name)
+    with pytest.raises(TypeError, match="a name, a notation or a Recipe"):
+        nf.norm(torch.ones(2, 3), name)
+
+
+def test_a_weight_along_two_axes_has_their_shape():
+    x, weight = torch.randn(8, 16, 3, 3), torch.arange(128.0)
+    with pytest.raises(RuntimeError, match=r"has shape \[16, 8\], .* needs \[8, 16\]"):
+        nf.norm(x, "n c [s]", weight.view(16, 8), params="n c")
+    y = nf.norm(x, "n c [s]", weight.view(8, 16), params="n c")
+    assert torch.equal(y[:, :, 0, 0] == 0, weight.view(8, 16) == 0)

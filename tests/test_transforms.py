@@ -222,3 +222,10 @@ def test_flops_of_a_network_are_those_of_its_convolutions():
         return counter.get_total_flops()
 
     assert flops([nf.BatchNorm2d(6), nf.SwitchNorm2d(6)]) == flops([]) > 0
+
+
+def test_rms_norm_of_five_dimensions_under_vmap():
+    """There the memory format cannot be asked for."""
+    x = torch.randn(2, 2, 3, 4, 6)
+    layer = nf.RMSNorm(6)
+    assert torch.equal(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]))

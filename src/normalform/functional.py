@@ -51,7 +51,8 @@ def norm(
 
     Raises:
         TypeError: x is not floating point, or a size does not belong to the recipe.
-        ValueError: the recipe cannot be read or does not fit the shape, or weight or bias do not.
+        ValueError: the recipe cannot be read or does not fit the shape.
+        RuntimeError: weight or bias do not fit the shape.
 
     >>> x = torch.tensor([[1., 3.], [10., 30.]])
     >>> nf.norm(x, "n [c]", eps=0)

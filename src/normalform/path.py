@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from normalform import kernels
 from normalform.cells import Cells
@@ -349,7 +350,12 @@ def _param(
     if value is None:
         return None
     sizes = [x.shape[d] for d in dims]
-    if value.numel() != math.prod(sizes):
+    if len(sizes) > 1 and list(value.shape) != sizes and value.numel() == math.prod(sizes):
+        raise RuntimeError(
+            f"{name} has shape {list(value.shape)}, the input of shape {list(x.shape)} needs "
+            f"{sizes} ({who})"
+        )
+    if value.numel() != math.prod(sizes):  # along one axis any shape will do, as for PyTorch
         raise RuntimeError(
             f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has shape "
             f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
@@ -376,6 +382,8 @@ def _cells(recipe: Recipe, shape: torch.Size) -> Cells:
 
 
 def _is_channels_last(x: Tensor) -> bool:
+    if is_batchedtensor(x):  # vmap cannot be asked
+        return False
     if x.ndim == 4:
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)

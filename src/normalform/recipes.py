@@ -363,6 +363,8 @@ def named(name: str | Recipe) -> Recipe:
     """
     if isinstance(name, Recipe):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"a norm is a name, a notation or a Recipe, not {type(name).__name__}")
     if any(mark in name for mark in "[( "):
         return recipe(name)
     stem, sizes = split_name(name)

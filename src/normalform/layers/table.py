@@ -52,6 +52,8 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
     >>> use_bias
     True
     """
+    if not isinstance(name, str):
+        raise TypeError(f'get_norm_layer takes a name such as "batch" or "none", got {name!r}')
     stem, colon, number = name.partition(":")
     if stem not in _BY_DIM and stem not in _ANY_DIM:
         known = ", ".join(k + _NUMBERED.get(k, "") for k in (*_BY_DIM, *_ANY_DIM))
