@@ -18,16 +18,13 @@ from torch._C._functorch import is_batchedtensor
 
 from normalform import kernels
 from normalform.cells import Cells
+from normalform.kernels import exporting as exporting
 from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Recipe, named, recipe
 
 BATCH, INSTANCE = named("batch"), named("instance")
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
-
-
-def exporting() -> bool:
-    """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def grouped(
@@ -223,14 +220,11 @@ def rows(
             )
     if input.numel() == 0:
         return _affine(input, weight, bias)
-    weight = None if weight is None else weight.flatten()
-    bias = None if bias is None else bias.flatten()
     flat = input.contiguous().view(-1, math.prod(shape))
     y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
     # As PyTorch: layer norm answers contiguously, RMS norm in the input's memory format.
     if not recipe.center and _is_channels_last(input) and not input.is_contiguous():
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        y = y.contiguous(memory_format=formats[y.ndim])
+        y = y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
     return y
 
 
@@ -384,6 +378,5 @@ def _cells(recipe: Recipe, shape: torch.Size) -> Cells:
 def _is_channels_last(x: Tensor) -> bool:
     if is_batchedtensor(x):  # vmap cannot be asked
         return False
-    if x.ndim == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+    layout = CHANNELS_LAST.get(x.ndim)
+    return layout is not None and x.is_contiguous(memory_format=layout)

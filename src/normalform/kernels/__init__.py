@@ -39,6 +39,11 @@ def choose(kernel: str, x: Tensor) -> str:
     return kernel
 
 
+def exporting() -> bool:
+    """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a hand-written gradient is safe: ordinary tensors, and nobody watching the operators.
 
@@ -107,8 +112,7 @@ def work_dtype(x: Tensor) -> torch.dtype:
     """float64; float32 where there is none, and in exported graphs, like PyTorch's operators."""
     if x.dtype == torch.float64:
         return torch.float64
-    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return torch.float32 if exporting or not has_float64(x.device) else torch.float64
+    return torch.float32 if exporting() or not has_float64(x.device) else torch.float64
 
 
 class _Normalize(torch.autograd.Function):
@@ -153,13 +157,13 @@ def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
         weight = weight.to(scale)
         total, product, scale = total * weight, product * weight, scale * weight
     dmean = eager.sum_to(-total * at.rstd, at.mean.shape)
-    drstd = eager.sum_to(product, at.rstd.shape)
+    dvar = eager.sum_to(product, at.rstd.shape) * at.rstd.pow(3) * -0.5
     dx, dlogits = None, (None, None)
     if needs[0]:
-        terms = terms_of_dx(ctx.blended, ctx.plan, dmean, drstd)
+        terms = terms_of_dx(ctx.blended, ctx.plan, dmean, dvar)
         dx = passes.grad_input(dy, x, scale, terms)
     if needs[3] or needs[4]:
-        pairs = zip(logit_gradients(ctx.blended, dmean, drstd), logits, strict=True)
+        pairs = zip(logit_gradients(ctx.blended, dmean, dvar), logits, strict=True)
         dlogits = [gradient.to(logit) for gradient, logit in pairs]
     return [dx, dweight, dbias, *dlogits]
 
@@ -172,8 +176,8 @@ def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[4:]
-    x, weight, bias, *logits = ctx.saved_tensors[:5]
-    wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=False) if needed]
+    x, weight, bias, *logits = ctx.saved_tensors
+    wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=True) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         y, _ = composite(x, ctx.plan, weight, bias, _both(*logits), ctx.running)

@@ -77,8 +77,10 @@ class Plan:
         if len(taken) < 2:
             return Plan(taken[0] if taken else None, branches, eps)
         base = taken[0].planes(all(cells.spatial for cells in taken))
-        # A branch of these very cells needs no pooling: branches are told apart by identity.
-        return Plan([*[cells for cells in taken if cells == base], base][0], branches, eps)
+        for cells in taken:
+            if cells == base:  # needs no pooling: branches are told apart by identity
+                base = cells
+        return Plan(base, branches, eps)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -198,14 +200,13 @@ def _apart(one: Moments, other: Moments) -> Tensor:
     return one.shift - other.shift + (one.mean - other.mean)
 
 
-def terms_of_dx(blended: Blend, plan: Plan, dmean: Tensor, drstd: Tensor) -> Terms | None:
-    """From the gradients of mean and rstd to those of x, by way of every branch's cells.
+def terms_of_dx(blended: Blend, plan: Plan, dmean: Tensor, dvar: Tensor) -> Terms | None:
+    """From the gradients of mean and variance to those of x, by way of every branch's cells.
 
     A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
     cell; here all are brought to the mean of the first.
     """
     at, branches, weights = blended
-    dvar = drstd * at.rstd.pow(3) * -0.5
     first, slope, offset = None, at.rstd.new_zeros(()), at.rstd.new_zeros(())
     for k, (cells, branch) in enumerate(zip(plan.branches, branches, strict=True)):
         if cells is None:  # running statistics are constants
@@ -226,10 +227,9 @@ def terms_of_dx(blended: Blend, plan: Plan, dmean: Tensor, drstd: Tensor) -> Ter
     return Terms(first.shift, first.mean, slope, offset)
 
 
-def logit_gradients(blended: Blend, dmean: Tensor, drstd: Tensor) -> Pair:
+def logit_gradients(blended: Blend, dmean: Tensor, dvar: Tensor) -> Pair:
     """The chain rule of the blend, through the softmax."""
-    at, branches, weights = blended
-    dvar = drstd * at.rstd.pow(3) * -0.5
+    _, branches, weights = blended
     to_mean = [_sum(dmean * _apart(branch, branches[0])) for branch in branches]
     to_var = [_sum(dvar * branch.var) for branch in branches]
     pairs = zip(weights or (), (torch.stack(to_mean), torch.stack(to_var)), strict=True)
