@@ -24,5 +24,7 @@ from normalform.layers import SwitchNorm3d as SwitchNorm3d
 from normalform.layers import get_norm_layer as get_norm_layer
 from normalform.recipes import Recipe as Recipe
 from normalform.recipes import recipe as recipe
+from normalform.surgery import convert as convert
+from normalform.surgery import revert as revert
 
 _wrap("norm")  # this name too, see functional

@@ -1,0 +1,86 @@
+"""What was done to the norms of a model, and what was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+WIDEST = 40  # column of names; a norm shared under many does not push the others away
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A norm that was touched.
+
+    Args:
+        names: every dotted name it has in the model, more than one where it is shared.
+        before: what it was, as ``"nn.BatchNorm2d"``.
+        after: what it is now.
+        note: what to know about it, or nothing.
+    """
+
+    names: tuple[str, ...]
+    before: str
+    after: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Left:
+    """A norm that was found and not touched.
+
+    Args:
+        names: every dotted name it has in the model.
+        kind: what it is.
+        reason: why it was left.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """Every norm of a model; prints as a table, and is true where any was touched.
+
+    Args:
+        converted: those that were touched, in the order of the model; ``len()`` counts them.
+        left: those that were not, and why.
+    """
+
+    converted: tuple[Converted, ...] = ()
+    left: tuple[Left, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.converted)
+
+    def __str__(self) -> str:
+        if not self.converted and not self.left:
+            return "no norms found"
+        head = f"converted {_counted([row.before for row in self.converted])}"
+        if self.left:
+            head += f"; left {_counted([row.kind for row in self.left])}"
+        notes = list(dict.fromkeys(row.note for row in self.converted if row.note))
+        rows = [(_joined(row.names), _change(row, notes)) for row in self.converted]
+        rows += [(_joined(row.names), f"{row.kind} left: {row.reason}") for row in self.left]
+        width = min(WIDEST, max(len(names) for names, _ in rows))
+        table = [f"  {names:{width}}  {text}" for names, text in rows]
+        return "\n".join([head, *table, *(f"[{i}] {note}" for i, note in enumerate(notes, 1))])
+
+    __repr__ = __str__
+
+
+def _counted(kinds: list[str]) -> str:
+    found = Counter(kind.rpartition(".")[2] for kind in kinds).most_common()
+    counts = ", ".join(f"{name} {count}" for name, count in found)
+    return f"{len(kinds)}: {counts}" if kinds else "0"
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return ", ".join(name or "(the model)" for name in names)
+
+
+def _change(row: Converted, notes: list[str]) -> str:
+    mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
+    return f"{row.before} -> {row.after}{mark}"
