@@ -26,7 +26,10 @@ def run(capsys, *arguments):
         (["check", "--input", "nowhere.npy"], "input nowhere.npy: no such file"),
         (["check", "--norms", "bacth"], "unknown 'bacth'; known: batch"),
         (["check", "--dtypes", "int8"], "int8"),
-        (["check", "--kernel", "magic", "--quick"], "unknown kernel 'magic'; known: auto, eager"),
+        (
+            ["check", "--kernel", "magic", "--quick"],
+            "unknown kernel 'magic'; known: auto, cpu, eager",
+        ),
         (["compare", "--data", "nowhere"], "data 'nowhere': no such file or folder"),
         (["compare", "--norms", "bacth"], "'bacth' is not one to compare"),
         (["compare", "--seeds", "0"], "seeds 0: at least 1"),

@@ -16,7 +16,7 @@ from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accura
 from zoo import ZOO, build
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-KERNELS = ["eager", "two_float"]
+KERNELS = ["auto", "eager", "two_float"]
 
 
 def as_stored(x, layout):
@@ -80,18 +80,20 @@ def test_dtypes_and_layouts(name, layout, dtype, kernel):
     assert_layer_accurate(layer, x, dy)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ZOO)
-def test_parameters_of_the_same_type(name, dtype):
-    layer, shape = prepared(name, "eager", dtype=dtype)
+def test_parameters_of_the_same_type(name, dtype, kernel):
+    layer, shape = prepared(name, kernel, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
     assert_layer_accurate(layer, x, gradient("noise", x))
 
 
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
 @pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
 @pytest.mark.parametrize("name", ZOO)
-def test_float64(name, mean):
-    layer, shape = prepared(name, "eager", dtype=torch.float64)
+def test_float64(name, mean, kernel):
+    layer, shape = prepared(name, kernel, dtype=torch.float64)
     x = torch.randn(shape, dtype=torch.float64) + mean
     assert_layer_accurate(layer, x, gradient("noise", x))
 
@@ -125,8 +127,9 @@ def test_sizes_off_the_beaten_track(name, shape, kernel):
     assert_layer_accurate(layer, x, gradient("noise", x))
 
 
-def test_ten_million_values_behind_one_mean():
-    layer, _ = prepared("layer, sample", "eager")
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+def test_ten_million_values_behind_one_mean(kernel):
+    layer, _ = prepared("layer, sample", kernel)
     x = torch.randn(1, 6, 1300, 1300) + 1e5
     assert_layer_accurate(layer, x)
 
@@ -154,12 +157,13 @@ def test_nan_stays_in_its_cell(name, bad, kernel):
     assert_accurate(torch.where(spoiled, 0, y), np.where(spoiled, 0, result.y), allowed)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 @pytest.mark.parametrize("name", ZOO)
-def test_gradients_that_will_be_differentiated_again(name, mean, dtype):
+def test_gradients_that_will_be_differentiated_again(name, mean, dtype, kernel):
     """They come from the differentiable form of the recipe, which keeps the same promise."""
-    layer, shape = prepared(name, "eager")
+    layer, shape = prepared(name, kernel)
     x = (torch.randn(shape) + mean).to(dtype).requires_grad_()
     dy = gradient("noise", x)
     result = judge(layer, x)
@@ -181,9 +185,10 @@ def test_an_element_next_to_the_mean():
         assert_layer_accurate(layer, x)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
 @pytest.mark.parametrize("name", ["batch 2d", "switch 2d", "ghost 2d", "instance, tracked"])
-def test_running_statistics_stay_finite(name):
-    layer, shape = prepared(name, "eager")
+def test_running_statistics_stay_finite(name, kernel):
+    layer, shape = prepared(name, kernel)
     before = {key: buffer.clone() for key, buffer in layer.named_buffers()}
     x = torch.randn(shape)
     x[0, 2, 0, 0] = float("nan")
@@ -194,16 +199,18 @@ def test_running_statistics_stay_finite(name):
         assert kept.tolist() == [c == 2 for c in range(6)]
 
 
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
 @pytest.mark.parametrize("name", ["batch 2d", "switch 2d", "ghost 2d", "instance, tracked"])
-def test_evaluation_of_one_sample_changes_no_buffer(name):
+def test_evaluation_of_one_sample_changes_no_buffer(name, kernel):
     """There the cells of instance and of batch norm are the same."""
-    layer, shape = prepared(name, "eager", training=False)
+    layer, shape = prepared(name, kernel, training=False)
     before = {key: buffer.clone() for key, buffer in layer.named_buffers()}
     layer(torch.randn(1, *shape[1:]))
     assert all(torch.equal(buffer, before[key]) for key, buffer in layer.named_buffers())
 
 
-def test_same_bits_for_any_number_of_threads():
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+def test_same_bits_for_any_number_of_threads(kernel):
     """In float64, where no last rounding hides a sum taken in another order."""
     cases = {
         "layer, sample": (1, 6, 300, 301),
@@ -219,7 +226,7 @@ def test_same_bits_for_any_number_of_threads():
             runs = []
             for count in (1, 2, 3, 7):
                 torch.set_num_threads(count)
-                layer, _ = build(name, dtype=torch.float64)
+                layer, _ = prepared(name, kernel, dtype=torch.float64)
                 y = layer(x)
                 runs.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], x.cos())])
             for run in runs[1:]:

@@ -94,7 +94,7 @@ def batch_norm(
         training: use the batch's statistics and update the buffers.
         momentum: the share of the new batch.
         eps: added to the variance.
-        kernel: ``"auto"``, or the kernel to use.
+        kernel: ``"auto"``, or the kernel to use; ``"torch"`` is PyTorch's own operator.
 
     Raises:
         ValueError: one value per channel while training, or ``eps`` not positive.
@@ -107,7 +107,7 @@ def batch_norm(
     tensor([[-1.],
             [ 1.]])
     """
-    if path.exporting():
+    if path.exporting() or kernel == "torch":
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return path.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
@@ -142,7 +142,7 @@ def instance_norm(
         use_input_stats: use the input's statistics and update the buffers.
         momentum: the share of the new batch.
         eps: added to the variance.
-        kernel: ``"auto"``, or the kernel to use.
+        kernel: ``"auto"``, or the kernel to use; ``"torch"`` is PyTorch's own operator.
 
     Raises:
         ValueError: one value per sample and channel.
@@ -154,7 +154,7 @@ def instance_norm(
     tensor([[[-1.,  1.],
              [-1.,  1.]]])
     """
-    if path.exporting():
+    if path.exporting() or kernel == "torch":
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
@@ -185,7 +185,7 @@ def layer_norm(
         weight: of ``normalized_shape``, or None.
         bias: of ``normalized_shape``, or None.
         eps: added to the variance.
-        kernel: ``"auto"``, or the kernel to use.
+        kernel: ``"auto"``, or the kernel to use; ``"torch"`` is PyTorch's own operator.
 
     Raises:
         RuntimeError: the input does not end in ``normalized_shape``, or a parameter is not of it.
@@ -195,7 +195,7 @@ def layer_norm(
     >>> nf.functional.layer_norm(torch.tensor([[1., 3.]]), (2,), eps=0)
     tensor([[-1.,  1.]])
     """
-    if path.exporting():
+    if path.exporting() or kernel == "torch":
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return path.rows(
         input, normalized_shape, path.ROWS, weight, bias, eps, kernel=kernel, who="layer_norm"
@@ -223,7 +223,7 @@ def group_norm(
         weight: (C,), or None.
         bias: (C,), or None.
         eps: added to the variance.
-        kernel: ``"auto"``, or the kernel to use.
+        kernel: ``"auto"``, or the kernel to use; ``"torch"`` is PyTorch's own operator.
 
     Raises:
         ValueError: one value per group in the whole input.
@@ -234,7 +234,7 @@ def group_norm(
     >>> nf.functional.group_norm(torch.tensor([[1., 3., 10., 30.]]), 2, eps=0)
     tensor([[-1.,  1., -1.,  1.]])
     """
-    if path.exporting():
+    if path.exporting() or kernel == "torch":
         return F.group_norm(input, num_groups, weight, bias, eps)
     return path.grouped(input, num_groups, weight, bias, eps, kernel=kernel, who="group_norm")
 
@@ -258,7 +258,7 @@ def rms_norm(
         weight: of ``normalized_shape``, or None.
         eps: added to the mean square; None means the machine epsilon of float32 (of float64 for
             float64 input), as in PyTorch.
-        kernel: ``"auto"``, or the kernel to use.
+        kernel: ``"auto"``, or the kernel to use; ``"torch"`` is PyTorch's own operator.
 
     Raises:
         RuntimeError: the input does not end in ``normalized_shape``, or weight is not of it.
@@ -268,7 +268,7 @@ def rms_norm(
     >>> nf.functional.rms_norm(torch.tensor([[3., 4., 0., 0.]]), (4,), eps=0.)
     tensor([[1.2000, 1.6000, 0.0000, 0.0000]])
     """
-    if path.exporting() or input.is_complex():
+    if path.exporting() or kernel == "torch" or input.is_complex():
         return F.rms_norm(input, normalized_shape, weight, eps)
     if eps is None:
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32

@@ -7,9 +7,9 @@ kernel, update running statistics.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,21 +149,18 @@ def blend(
 
     They are used in its place where ``given``, and updated from it otherwise.
     """
-    # Running statistics know no blocks of samples, which would tie a graph to a batch size.
-    laid = [BATCH if given and k == tracked else r for k, r in enumerate(recipes)]
-    layout = [_cells(r, x.shape) for r in laid]
-    order = layout[0].order
-    dims = recipes[0].param_dims(x.ndim, params)
-    weight = _param(weight, "weight", x, dims, order, who)
-    bias = _param(bias, "bias", x, dims, order, who)
-    channel = layout[0].shape[1]
-    if running is not None:
-        for name, buffer in zip(("running_mean", "running_var"), running, strict=True):
-            if buffer.numel() != channel:
-                raise RuntimeError(
-                    f"{name} should contain {channel} elements not {buffer.numel()}: the input of "
-                    f"shape {list(x.shape)} has {channel} channels ({who})"
-                )
+    if kernel in ("auto", "cpu"):
+        steps = compiled(
+            x, recipes, weight, bias, eps, params, logits, running, tracked, given, who
+        )
+        if not isinstance(steps, str):
+            share = momentum if isinstance(momentum, float) else float(momentum)
+            return kernels.differentiable(steps, x, weight, bias, logits, running, share)
+        if kernel == "cpu":
+            raise ValueError(f'kernel "cpu" does not run here: {steps} ({who}). Use "auto"')
+    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+    order, channel = layout[0].order, layout[0].shape[1]
+    weight, bias = _param(weight, x, dims, order), _param(bias, x, dims, order)
     branches = [None if given and k == tracked else cells for k, cells in enumerate(layout)]
     if logits is not None:
         branches, logits = _drop_single_values(branches, logits, x, who)
@@ -185,6 +182,77 @@ def blend(
     if z is not x:
         y = y.permute([order.index(d) for d in range(x.ndim)])
     return y if x.is_contiguous() or _is_channels_last(x) else y.contiguous()
+
+
+def compiled(
+    x: Tensor,
+    recipes: tuple[Recipe, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    params: str,
+    logits: Pair | None,
+    running: Pair | None,
+    tracked: int | None,
+    given: bool,
+    who: object,
+) -> kernels.Steps | str:
+    """The compiled form of a norm, or why there is none. Found once for each layout in memory."""
+    if not kernels.is_plain(x, weight, bias, *(logits or ()), *(running or ())):
+        return "the operators are being watched, or a tensor is of a class of its own"
+    if not x.is_cpu or x.is_neg():
+        return "x is not an ordinary tensor on the CPU"
+    engine = kernels.cpu_engine()
+    if isinstance(engine, str):
+        return engine
+    key = (
+        *map(id, recipes), eps, params, tracked, given, x.dtype, x.shape, x.stride(), x.layout,
+        _meta(weight), _meta(bias), logits and (_meta(logits[0]), _meta(logits[1])),
+        running and (_meta(running[0]), _meta(running[1])),
+    )  # fmt: skip
+    found = _found.get(key)
+    if found is None:
+        layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+        steps = engine.find(x, layout, eps, dims, weight, bias, logits, running, tracked, given)
+        if len(_found) >= 4096:
+            _found.clear()
+        _found[key] = found = steps, recipes  # which must live, or another gets its id
+    return found[0]
+
+
+_found: dict[tuple[Any, ...], tuple[kernels.Steps | str, tuple[Recipe, ...]]] = {}
+
+
+def _meta(t: Tensor | None) -> tuple[Any, ...] | None:
+    return None if t is None else (t.dtype, t.shape, t.stride(), t.is_cpu)
+
+
+def _laid(
+    x: Tensor,
+    recipes: tuple[Recipe, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    params: str,
+    running: Pair | None,
+    tracked: int | None,
+    given: bool,
+    who: object,
+) -> tuple[list[Cells], tuple[int, ...]]:
+    """The recipes laid over x, and the axes of weight and bias, which have to fit."""
+    # Running statistics know no blocks of samples, which would tie a graph to a batch size.
+    laid = [BATCH if given and k == tracked else r for k, r in enumerate(recipes)]
+    layout = [_cells(r, x.shape) for r in laid]
+    dims = recipes[0].param_dims(x.ndim, params)
+    _require_fit(weight, "weight", x, dims, who)
+    _require_fit(bias, "bias", x, dims, who)
+    channel = layout[0].shape[1]
+    for name, buffer in zip(("running_mean", "running_var"), running or (), strict=False):
+        if buffer.numel() != channel:
+            raise RuntimeError(
+                f"{name} should contain {channel} elements not {buffer.numel()}: the input of "
+                f"shape {list(x.shape)} has {channel} channels ({who})"
+            )
+    return layout, dims
 
 
 def rows(
@@ -240,16 +308,8 @@ def update(running: Pair, batch: Pair, momentum: float | Tensor) -> None:
                 if finite.all():
                     buffer.copy_(new)
                     continue
-                _warn_not_finite(name, int((~finite).sum()), finite.numel())
+                kernels.warn_not_finite(name, int((~finite).sum()), finite.numel())
             buffer.copy_(torch.where(finite, new, buffer))
-
-
-def _warn_not_finite(name: str, bad: int, total: int) -> None:
-    warnings.warn(
-        f"{name}: {bad} of {total} channels kept their old value, the new one was not finite: "
-        "the input holds nan, inf or values too large",
-        stacklevel=6,
-    )
 
 
 def read(item: str | Recipe, center: bool = True, **sizes: int) -> Recipe:
@@ -332,17 +392,12 @@ def _drop_single_values(
     return [branches[k] for k in kept], (logits[0][kept], logits[1][kept])
 
 
-def _param(
-    value: Tensor | None,
-    name: str,
-    x: Tensor,
-    dims: tuple[int, ...],
-    order: tuple[int, ...],
-    who: object,
-) -> Tensor | None:
-    """Weight or bias along ``dims`` of x, made to broadcast against x (n, c, *s)."""
+def _require_fit(
+    value: Tensor | None, name: str, x: Tensor, dims: tuple[int, ...], who: object
+) -> None:
+    """Refuse a weight or bias without one value for each position along ``dims`` of x."""
     if value is None:
-        return None
+        return
     sizes = [x.shape[d] for d in dims]
     if len(sizes) > 1 and list(value.shape) != sizes and value.numel() == math.prod(sizes):
         raise RuntimeError(
@@ -354,6 +409,14 @@ def _param(
             f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has shape "
             f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
         )
+
+
+def _param(
+    value: Tensor | None, x: Tensor, dims: tuple[int, ...], order: tuple[int, ...]
+) -> Tensor | None:
+    """Weight or bias along ``dims`` of x, made to broadcast against x (n, c, *s)."""
+    if value is None:
+        return None
     full = value.reshape([size if d in dims else 1 for d, size in enumerate(x.shape)])
     return full if order == tuple(range(x.ndim)) else full.permute(order)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +18,7 @@ from torch.autograd import forward_ad
 
 from normalform.kernels import eager, two_float
 from normalform.kernels.plan import (
+    Blend,
     Moments,
     Pair,
     Plan,
@@ -30,13 +37,41 @@ def choose(kernel: str, x: Tensor) -> str:
 
     ``two_float`` is for devices without float64; it can be asked for anywhere.
     """
-    if kernel == "auto":
+    if kernel in ("auto", "cpu"):
         return "eager" if has_float64(x.device) else "two_float"
+    if kernel == "torch":
+        raise ValueError('kernel "torch": PyTorch has no operator for this norm; use "auto"')
     if kernel not in KERNELS:
-        raise ValueError(f"unknown kernel {kernel!r}; known: auto, {', '.join(KERNELS)}")
+        raise ValueError(
+            f"unknown kernel {kernel!r}; known: auto, cpu, {', '.join(KERNELS)}, torch"
+        )
     if kernel == "two_float" and x.dtype == torch.float64:
         raise ValueError('kernel "two_float" carries 48 bits, fewer than float64 input; use "auto"')
     return kernel
+
+
+@cache
+def cpu_engine() -> ModuleType | str:
+    """The kernels compiled by Numba, or why there are none. Numba is imported on first use."""
+    try:
+        return import_module("normalform.kernels.cpu.steps")
+    except ImportError as error:
+        return f"Numba cannot be imported ({error}): pip install numba"
+
+
+def warn_not_finite(name: str, bad: int, total: int) -> None:
+    """Say which running statistics kept their value, to the first caller outside us and torch."""
+    ours = tuple(
+        str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["normalform"])
+    )
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"{name}: {bad} of {total} channels kept their old value, the new one was not finite: "
+        "the input holds nan, inf or values too large",
+        stacklevel=level,
+    )
 
 
 def exporting() -> bool:
@@ -79,11 +114,26 @@ def normalize(
         return composite(x, plan, weight, bias, logits, running)
     with torch.no_grad():
         compact: list[Moments] = passes.moments(x, plan.base) if plan.base is not None else []
-    inputs = (x, weight, bias, *(logits or (None, None)))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Normalize.apply(passes, plan, running, compact, *inputs), compact
-    at = blend(compact, running, logits, plan).at
-    return passes.apply(x, at, weight, bias), compact
+    steps = ByPasses(plan, passes, compact, running)
+    return differentiable(steps, x, weight, bias, logits, running, 0.0), compact
+
+
+def differentiable(
+    steps: Steps,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+    momentum: float,
+) -> Tensor:
+    """The output of ``steps``, with their gradient where one may be asked for."""
+    if torch.is_grad_enabled():
+        to_mean, to_var = logits or (None, None)
+        for t in (x, weight, bias, to_mean, to_var):
+            if t is not None and t.requires_grad:
+                return _Normalize.apply(steps, running, momentum, x, weight, bias, to_mean, to_var)
+    return steps.forward(x, weight, bias, logits, running, momentum)[0]
 
 
 def composite(
@@ -115,57 +165,145 @@ def work_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if exporting() or not has_float64(x.device) else torch.float64
 
 
+class Steps(Protocol):
+    """A norm laid over a shape, and how it is computed there, forward and backward."""
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+        running: Pair | None,
+        momentum: float,
+    ) -> tuple[Tensor, Any]:
+        """The output, and what the backward needs besides its inputs."""
+        ...
+
+    def backward(
+        self,
+        kept: Any,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        """The gradients of x, weight, bias and both logits, where they are needed."""
+        ...
+
+    def again(
+        self,
+        kept: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+    ) -> Tensor:
+        """The output in operators that torch differentiates."""
+        ...
+
+
 class _Normalize(torch.autograd.Function):
     """Saves x and small arrays, nothing else of x's size."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        passes: ModuleType,
-        plan: Plan,
+        steps: Steps,
         running: Pair | None,
-        compact: list[Moments],
+        momentum: float,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean_logits: Tensor | None,
-        var_logits: Tensor | None,
+        to_mean: Tensor | None,
+        to_var: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, mean_logits, var_logits)
-        ctx.passes, ctx.plan, ctx.running = passes, plan, running
-        ctx.blended = blend(compact, running, _both(mean_logits, var_logits), plan)
-        return passes.apply(x, ctx.blended.at, weight, bias)
+        y, kept = steps.forward(x, weight, bias, _both(to_mean, to_var), running, momentum)
+        ctx.save_for_backward(x, weight, bias, to_mean, to_var)
+        ctx.steps, ctx.kept = steps, kept
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Differentiated once more, or for many dy at once: the passes work in place and cannot.
         batched = not is_plain(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)  # pyright: ignore[reportAttributeAccessIssue]
-        traced = torch.is_grad_enabled() or batched
-        grads = _differentiable_backward(ctx, dy) if traced else _backward(ctx, dy)
-        return (None, None, None, None, *grads)
+        if torch.is_grad_enabled() or batched:
+            return (None, None, None, *_differentiable_backward(ctx, dy))
+        x, weight, bias, to_mean, to_var = ctx.saved_tensors
+        logits, needs = _both(to_mean, to_var), ctx.needs_input_grad[3:]
+        return (
+            None, None, None,
+            *ctx.steps.backward(ctx.kept, dy, x, weight, bias, logits, needs),
+        )  # fmt: skip
 
 
-def _backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    x, weight, bias, *logits = ctx.saved_tensors
-    passes, needs, at = ctx.passes, ctx.needs_input_grad[4:], ctx.blended.at
-    joint = _joint_shape(at.mean, at.rstd, weight, bias)
-    total, product = passes.sums(dy, x, at, joint)
-    dweight = eager.sum_to(product * at.rstd, weight.shape).to(weight) if needs[1] else None
-    dbias = eager.sum_to(total, bias.shape).to(bias) if needs[2] else None
-    scale = at.rstd
-    if weight is not None:
-        weight = weight.to(scale)
-        total, product, scale = total * weight, product * weight, scale * weight
-    dmean = eager.sum_to(-total * at.rstd, at.mean.shape)
-    dvar = eager.sum_to(product, at.rstd.shape) * at.rstd.pow(3) * -0.5
-    dx, dlogits = None, (None, None)
-    if needs[0]:
-        terms = terms_of_dx(ctx.blended, ctx.plan, dmean, dvar)
-        dx = passes.grad_input(dy, x, scale, terms)
-    if needs[3] or needs[4]:
-        pairs = zip(logit_gradients(ctx.blended, dmean, dvar), logits, strict=True)
-        dlogits = [gradient.to(logit) for gradient, logit in pairs]
-    return [dx, dweight, dbias, *dlogits]
+class ByPasses(NamedTuple):
+    """Steps that go by the four passes of a kernel, with the small arrays in torch between them."""
+
+    plan: Plan
+    passes: ModuleType
+    compact: list[Moments]
+    constants: Pair | None
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+        running: Pair | None,
+        momentum: float,
+    ) -> tuple[Tensor, Blend]:
+        """See :class:`Steps`; running statistics are moved by whoever asked."""
+        blended = blend(self.compact, running, logits, self.plan)
+        return self.passes.apply(x, blended.at, weight, bias), blended
+
+    def backward(
+        self,
+        kept: Blend,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """See :class:`Steps`."""
+        at = kept.at
+        joint = _joint_shape(at.mean, at.rstd, weight, bias)
+        total, product = self.passes.sums(dy, x, at, joint)
+        dweight = dbias = dx = None
+        if needs[1] and weight is not None:
+            dweight = eager.sum_to(product * at.rstd, weight.shape).to(weight)
+        if needs[2] and bias is not None:
+            dbias = eager.sum_to(total, bias.shape).to(bias)
+        scale = at.rstd
+        if weight is not None:
+            wide = weight.to(scale)
+            total, product, scale = total * wide, product * wide, scale * wide
+        dmean = eager.sum_to(-total * at.rstd, at.mean.shape)
+        dvar = eager.sum_to(product, at.rstd.shape) * at.rstd.pow(3) * -0.5
+        if needs[0]:
+            terms = terms_of_dx(kept, self.plan, dmean, dvar)
+            dx = self.passes.grad_input(dy, x, scale, terms)
+        dlogits: list[Tensor | None] = [None, None]
+        if logits is not None and (needs[3] or needs[4]):
+            pairs = zip(logit_gradients(kept, dmean, dvar), logits, strict=True)
+            dlogits = [gradient.to(logit) for gradient, logit in pairs]
+        return [dx, dweight, dbias, *dlogits]
+
+    def again(
+        self,
+        kept: Blend,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        logits: Pair | None,
+    ) -> Tensor:
+        """See :class:`Steps`."""
+        return composite(x, self.plan, weight, bias, logits, self.constants)[0]
 
 
 def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
@@ -175,12 +313,12 @@ def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    needs = ctx.needs_input_grad[4:]
+    needs = ctx.needs_input_grad[3:]
     x, weight, bias, *logits = ctx.saved_tensors
     wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=True) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        y, _ = composite(x, ctx.plan, weight, bias, _both(*logits), ctx.running)
+        y = ctx.steps.again(ctx.kept, x, weight, bias, _both(*logits))
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 

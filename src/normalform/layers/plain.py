@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         """Normalize ``input``."""
         if is_traced(input):
             return as_leaf(self, input)
-        if path.exporting():
+        if path.exporting() or self.kernel == "torch":
             return super().forward(input)
         return path.rows(
             input, self.normalized_shape, path.ROWS, self.weight, self.bias, self.eps,
@@ -78,7 +78,7 @@ class GroupNorm(nn.GroupNorm):
         """Normalize ``input``."""
         if is_traced(input):
             return as_leaf(self, input)
-        if path.exporting():
+        if path.exporting() or self.kernel == "torch":
             return super().forward(input)
         return path.grouped(
             input, self.num_groups, self.weight, self.bias, self.eps, kernel=self.kernel, who=self
@@ -114,7 +114,7 @@ class RMSNorm(nn.RMSNorm):
         """Normalize ``x``."""
         if is_traced(x):
             return as_leaf(self, x)
-        if path.exporting():
+        if path.exporting() or self.kernel == "torch":
             return super().forward(x)
         return functional.rms_norm(
             x, self.normalized_shape, self.weight, self.eps, kernel=self.kernel

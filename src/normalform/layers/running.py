@@ -98,7 +98,7 @@ class _Batch(_BatchNorm):
         """Normalize ``input``."""
         if is_traced(input):
             return as_leaf(self, input)
-        if path.exporting():
+        if path.exporting() or self.kernel == "torch":
             return super().forward(input)
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats
@@ -119,7 +119,7 @@ class _Instance(_InstanceNorm):
         """Normalize ``input``."""
         if is_traced(input):
             return as_leaf(self, input)
-        if path.exporting():
+        if path.exporting() or self.kernel == "torch":
             return super().forward(input)
         self._check_input_dim(input)
         dim = input.dim() - self._get_no_batch_dim()  # of the channels: 0 without samples

@@ -1,0 +1,303 @@
+"""Passes over tensors whose channels alternate: channels-last ones, and batches of short planes.
+
+An item is a piece of a unit's rows times a tile of channels. Rows are worked on as long vectors,
+each value with its own coefficients; where a row is short, ``FOLD`` of them at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, types
+from numba.extending import overload
+
+from normalform.kernels.cpu import table as t
+from normalform.kernels.cpu.compiled import (
+    array,
+    elementwise,
+    helper,
+    kernel,
+    load,
+    reduction,
+    store,
+)
+
+# The most values that are worked on side by side: six float64 arrays of them fit into 48 KiB.
+LONG = 1024
+
+
+@helper
+def _item(p: Any, item: int) -> tuple[int, int, int, int, int, int, int]:
+    """Unit, piece, first channel and end; first value, rows and values in a row of the tile."""
+    tile = item % p[t.TILES]
+    rest = item // p[t.TILES]
+    unit, piece = rest // p[t.PIECES], rest % p[t.PIECES]
+    c0 = tile * p[t.TILE]
+    c1 = c0 + p[t.TILE]
+    c1 = c1 if c1 < p[t.CHANNELS] else p[t.CHANNELS]
+    first = piece * p[t.LENGTH]
+    last = first + p[t.LENGTH]
+    rows = (last if last < p[t.ROWS] else p[t.ROWS]) - first
+    start = ((unit * p[t.ROWS] + first) * p[t.CHANNELS] + c0) * p[t.WIDTH]
+    return unit, piece, c0, c1, start, rows, (c1 - c0) * p[t.WIDTH]
+
+
+@helper
+def _steps(p: Any, rows: int, values: int) -> tuple[int, int, int, int]:
+    """Rows after folding, values in each, the step between them, and values that are left over."""
+    if p[t.FOLD] == 1:
+        return rows, values, p[t.CHANNELS] * p[t.WIDTH], 0
+    long = values * p[t.FOLD]
+    return rows // p[t.FOLD], long, long, rows % p[t.FOLD] * values
+
+
+@helper
+def _expand(source: Any, at: int, c0: int, values: int, p: Any, out: Any, to: int) -> None:
+    """One number a channel, repeated for every value of a folded row."""
+    width = p[t.WIDTH]
+    if width == 1:
+        for j in range(values):
+            out[to + j] = source[at + c0 + j]
+    else:
+        for c in range(values // width):
+            for j in range(c * width, (c + 1) * width):
+                out[to + j] = source[at + c0 + c]
+    for j in range(values, values * p[t.FOLD]):
+        out[to + j] = out[to + j - values]
+
+
+@helper
+def _collapse(sums: Any, at: int, values: int, p: Any) -> None:
+    """The sum over the values of each channel, left in the first places."""
+    width = p[t.WIDTH]
+    for fold in range(1, p[t.FOLD]):
+        for j in range(values):
+            sums[at + j] += sums[at + fold * values + j]
+    if width > 1:
+        for c in range(values // width):
+            total = 0.0
+            for j in range(c * width, (c + 1) * width):
+                total += sums[at + j]
+            sums[at + c] = total
+
+
+@reduction
+def _add_moments(data: Any, s: Any, rows: int, step: int, n: int) -> None:
+    """Add the values of each column, and their squares, as distances from its shift."""
+    row = 0
+    while row + 4 <= rows:
+        x0, x1 = data[row * step : row * step + n], data[(row + 1) * step : (row + 1) * step + n]
+        x2 = data[(row + 2) * step : (row + 2) * step + n]
+        x3 = data[(row + 3) * step : (row + 3) * step + n]
+        for j in range(n):
+            shift = s[j]
+            d0, d1 = load(x0, j) - shift, load(x1, j) - shift
+            d2, d3 = load(x2, j) - shift, load(x3, j) - shift
+            s[LONG + j] += (d0 + d1) + (d2 + d3)
+            s[2 * LONG + j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        row += 4
+    while row < rows:
+        x0 = data[row * step : row * step + n]
+        for j in range(n):
+            d0 = load(x0, j) - s[j]
+            s[LONG + j] += d0
+            s[2 * LONG + j] += d0 * d0
+        row += 1
+
+
+@reduction
+def _add_squares(data: Any, s: Any, rows: int, step: int, n: int) -> None:
+    """Add the squares of the distances from shift and rest."""
+    for row in range(rows):
+        x = data[row * step : row * step + n]
+        for j in range(n):
+            d = (load(x, j) - s[j]) - s[LONG + j]
+            s[2 * LONG + j] += d * d
+
+
+def needs_second_pass(data: Any) -> bool:
+    """Whether float64 is no wider than the tensor's own type."""
+    raise NotImplementedError
+
+
+@overload(needs_second_pass, strict=False)
+def _needs_second_pass(data: Any) -> Any:
+    answer = data.dtype == types.float64
+    return lambda data: answer
+
+
+@kernel
+def moments(x: Any, args: int, part: int) -> None:
+    """Moments of each channel in each piece, about its first value."""
+    a, p = t.tables(args)
+    data, slots = carray(x, (1 << 40,)), t.numbers(a[t.SMALL], 0)
+    s = np.empty(3 * LONG)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        unit, piece, c0, c1, start, rows, values = _item(p, item)
+        width, count = p[t.WIDTH], rows * p[t.WIDTH]
+        for c in range(c1 - c0):
+            shift = load(data, start + c * width)
+            for j in range(c * width, (c + 1) * width):
+                s[j] = shift
+        for j in range(values, values * p[t.FOLD]):
+            s[j] = s[j - values]
+        steps, n, step, left = _steps(p, rows, values)
+        s[LONG : LONG + n] = 0.0
+        s[2 * LONG : 2 * LONG + n] = 0.0
+        _add_moments(data[start:], s, steps, step, n)
+        _add_moments(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
+        _collapse(s, LONG, values, p)
+        if needs_second_pass(data):
+            means = s[LONG : LONG + c1 - c0] / count
+            _expand(means, 0, 0, values, p, s, LONG)
+            s[2 * LONG : 2 * LONG + n] = 0.0
+            _add_squares(data[start:], s, steps, step, n)
+            _add_squares(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
+            for c in range(c1 - c0):
+                s[LONG + c] = means[c] * count
+        _collapse(s, 2 * LONG, values, p)
+        for c in range(c1 - c0):
+            slot = t.slot_of(p, unit, piece, c0 + c)
+            rest = s[LONG + c] / count
+            var = s[2 * LONG + c] / count
+            if not needs_second_pass(data):
+                var -= rest * rest
+            slots[slot], slots[p[t.SLOTS] + slot] = count, s[c * width]
+            slots[2 * p[t.SLOTS] + slot] = rest
+            slots[3 * p[t.SLOTS] + slot] = 0.0 if var < 0.0 else var
+
+
+@elementwise
+def _apply(data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
+    for row in range(rows):
+        x, y = data[row * step : row * step + n], out[row * step : row * step + n]
+        for j in range(n):
+            store(y, j, (load(x, j) - s[j]) * s[LONG + j] + s[2 * LONG + j])
+
+
+@helper
+def _spread_at(p: Any, unit: int, arrays: int) -> int:
+    return unit * arrays * p[t.CHANNELS] if p[t.SPREAD_UNITS] > 1 else 0
+
+
+@kernel
+def apply(x: Any, args: int, part: int) -> None:
+    """The output, from each channel's coefficients."""
+    a, p = t.tables(args)
+    data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), np.empty(3 * LONG)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        unit, _, c0, _, start, rows, values = _item(p, item)
+        at = _spread_at(p, unit, t.SPREAD)
+        _expand(spread, at + t.HIGH * p[t.CHANNELS], c0, values, p, s, 0)
+        _expand(spread, at + t.SCALE * p[t.CHANNELS], c0, values, p, s, LONG)
+        _expand(spread, at + t.SHIFT * p[t.CHANNELS], c0, values, p, s, 2 * LONG)
+        steps, n, step, left = _steps(p, rows, values)
+        end = start + steps * step
+        _apply(data[start:], out[start:], s, steps, step, n)
+        _apply(data[end:], out[end:], s, 1 if left > 0 else 0, step, left)
+
+
+@reduction
+def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
+    row = 0
+    while row + 2 <= rows:
+        x0, g0 = data[row * step : row * step + n], dy[row * step : row * step + n]
+        x1 = data[(row + 1) * step : (row + 1) * step + n]
+        g1 = dy[(row + 1) * step : (row + 1) * step + n]
+        for j in range(n):
+            high, a, b = s[j], load(g0, j), load(g1, j)
+            s[LONG + j] += a + b
+            s[2 * LONG + j] += a * (load(x0, j) - high) + b * (load(x1, j) - high)
+        row += 2
+    while row < rows:
+        x0, g0 = data[row * step : row * step + n], dy[row * step : row * step + n]
+        for j in range(n):
+            a = load(g0, j)
+            s[LONG + j] += a
+            s[2 * LONG + j] += a * (load(x0, j) - s[j])
+        row += 1
+
+
+@kernel
+def sums(x: Any, args: int, part: int) -> None:
+    """Both sums of each channel in each piece."""
+    a, p = t.tables(args)
+    data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
+    spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
+    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), np.empty(3 * LONG)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        unit, piece, c0, c1, start, rows, values = _item(p, item)
+        high = _spread_at(p, unit, t.SPREAD) + t.HIGH * p[t.CHANNELS]
+        _expand(spread, high, c0, values, p, s, 0)
+        steps, n, step, left = _steps(p, rows, values)
+        end = start + steps * step
+        s[LONG : LONG + n] = 0.0
+        s[2 * LONG : 2 * LONG + n] = 0.0
+        _add_sums(data[start:], dy[start:], s, steps, step, n)
+        _add_sums(data[end:], dy[end:], s, 1 if left > 0 else 0, step, left)
+        _collapse(s, LONG, values, p)
+        _collapse(s, 2 * LONG, values, p)
+        for c in range(c1 - c0):
+            slot = 2 * t.slot_of(p, unit, piece, c0 + c)
+            slots[slot], slots[slot + 1] = s[LONG + c], s[2 * LONG + c]
+
+
+@elementwise
+def _input(data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
+    for row in range(rows):
+        i = row * step
+        x, g, d = data[i : i + n], dy[i : i + n], dx[i : i + n]
+        for j in range(n):
+            statistics = (load(x, j) - s[j]) * s[2 * LONG + j] + s[3 * LONG + j]
+            store(d, j, load(g, j) * s[LONG + j] + statistics)
+
+
+@kernel
+def grad_input(x: Any, args: int, part: int) -> None:
+    """The gradient of the input, with the statistics' part."""
+    a, p = t.tables(args)
+    data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
+    dx, channels = array(a[t.DX], x, 1 << 40), p[t.CHANNELS]
+    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), np.empty(4 * LONG)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        unit, _, c0, _, start, rows, values = _item(p, item)
+        at = _spread_at(p, unit, t.TERMS)
+        _expand(terms, at + t.CENTRE * channels, c0, values, p, s, 0)
+        _expand(terms, at + t.FACTOR * channels, c0, values, p, s, LONG)
+        _expand(terms, at + t.SLOPE * channels, c0, values, p, s, 2 * LONG)
+        _expand(terms, at + t.OFFSET * channels, c0, values, p, s, 3 * LONG)
+        steps, n, step, left = _steps(p, rows, values)
+        end = start + steps * step
+        _input(data[start:], dy[start:], dx[start:], s, steps, step, n)
+        _input(data[end:], dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
+
+
+@elementwise
+def _scale(dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
+    for row in range(rows):
+        g, d = dy[row * step : row * step + n], dx[row * step : row * step + n]
+        for j in range(n):
+            store(d, j, load(g, j) * s[j])
+
+
+@kernel
+def scale(x: Any, args: int, part: int) -> None:
+    """The gradient of the input where all statistics are constants."""
+    a, p = t.tables(args)
+    dy, dx = array(a[t.DY], x, 1 << 40), array(a[t.DX], x, 1 << 40)
+    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), np.empty(LONG)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        unit, _, c0, _, start, rows, values = _item(p, item)
+        factor = _spread_at(p, unit, t.TERMS) + t.FACTOR * p[t.CHANNELS]
+        _expand(terms, factor, c0, values, p, s, 0)
+        steps, n, step, left = _steps(p, rows, values)
+        end = start + steps * step
+        _scale(dy[start:], dx[start:], s, steps, step, n)
+        _scale(dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)

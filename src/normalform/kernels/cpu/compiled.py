@@ -1,0 +1,258 @@
+"""From a Python function to machine code: how the kernels of this folder are compiled by Numba.
+
+A kernel is a function ``f(x, args, part)``: ``x`` is a pointer whose type says what the tensors
+hold, ``args`` the address of a table of int64 (addresses and sizes), ``part`` which part of the
+work to do. It is compiled when it is first needed and kept on disk. It releases nothing and calls
+nothing of Python's, so it runs on any thread.
+"""
+
+# An intrinsic takes a typing context that Python does not see, and Numba types itself loosely.
+# pyright: reportCallIssue=false
+# pyright: reportArgumentType=false
+# pyright: reportReturnType=false
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic, overload, register_jitable
+from numba.misc.appdirs import AppDirs
+
+# Sums are taken in whatever order is fastest, elsewhere only products may be fused into sums.
+# Never nnan or ninf: both must propagate. Never reassoc where (x - high) - low must be so.
+_OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+reduction = numba.njit(fastmath={"reassoc", "nsz", "contract"}, **_OPTIONS)
+elementwise = numba.njit(fastmath={"contract"}, **_OPTIONS)
+helper = numba.njit(**_OPTIONS)
+
+# bfloat16 travels as its bits: NumPy and Numba do not know it.
+HOLDS: dict[torch.dtype, Any] = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.bfloat16: types.uint16,
+}
+
+
+class Kernel:
+    """A function compiled once for each type of its tensors."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self.__doc__, self.__name__, self.module = (
+            function.__doc__,
+            function.__name__,
+            function.__module__,
+        )
+        self._address: dict[torch.dtype, int] = {}
+        self._compiled: list[CFunc] = []  # keeps the machine code alive
+
+    def address(self, dtype: torch.dtype) -> int:
+        """Where the machine code for tensors of ``dtype`` is, compiled or loaded if need be."""
+        if dtype not in self._address:
+            with _lock:
+                if dtype not in self._address:
+                    self._address[dtype] = self._compile(dtype)
+        return self._address[dtype]
+
+    def _compile(self, dtype: torch.dtype) -> int:
+        pointer = types.CPointer(HOLDS[dtype])
+        signature = types.void(pointer, types.int64, types.int64)
+        compiled = compile_function(self.function, signature)
+        self._compiled.append(compiled)
+        return compiled.address
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Mark ``f(x, args, part)`` as a kernel."""
+    return Kernel(function)
+
+
+def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
+    """Compile for C, or load what was compiled before."""
+    options = {"nopython": True, "error_model": "numpy"}
+    compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
+    if _cache_folder() is not None:
+        compiled._cache = _OnDisk(function)
+    compiled.compile()
+    return compiled
+
+
+_lock = threading.RLock()
+
+
+@cache
+def _cache_folder() -> str | None:
+    """Where machine code is kept: beside the source, else where the user's caches are, else not."""
+    beside = Path(__file__).parent / "__pycache__"
+    users = Path(AppDirs(appname="normalform", appauthor=False).user_cache_dir)
+    chosen = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else [beside, users]
+    for folder in chosen:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return str(folder)
+    return None
+
+
+@cache
+def _source_stamp() -> str:
+    """What machine code depends on: kernels call functions of other files of this folder."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return _cache_folder() or ""
+
+    def get_source_stamp(self) -> str:
+        return _source_stamp()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        return cls(py_func)
+
+
+class _OnDisk(FunctionCache):
+    class _impl_class(CompileResultCacheImpl):
+        _locator_classes: ClassVar[list[type]] = [_Locator]
+
+
+@intrinsic
+def at(typing: Any, address: Any, like: Any) -> Any:
+    """The pointer to an address; ``like`` is a type of elements, or a pointer of the same type."""
+    pointer = like if isinstance(like, types.CPointer) else types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(types.int64, like), generate
+
+
+@register_jitable
+def array(address: int, like: Any, size: int) -> Any:
+    """The array of ``size`` elements at an address."""
+    return carray(at(address, like), (size,))
+
+
+def _reinterpret(source: Any, target: Any) -> Any:
+    @intrinsic
+    def reinterpret(typing: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(target))
+
+        return target(source), generate
+
+    return reinterpret
+
+
+bits_of_float = _reinterpret(types.float32, types.uint32)
+float_of_bits = _reinterpret(types.uint32, types.float32)
+double_of_bits = _reinterpret(types.int64, types.float64)
+
+
+@intrinsic
+def call(typing: Any, function: Any, x: Any, args: Any, part: Any) -> Any:
+    """Call the kernel at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word, word, word])
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+def load(row: Any, i: int) -> float:
+    """``row[i]`` in float64."""
+    raise NotImplementedError
+
+
+def store(row: Any, i: int, value: float) -> None:
+    """``row[i] = value``, rounded to nearest."""
+    raise NotImplementedError
+
+
+@overload(load, strict=False)
+def _load(row: Any, i: Any) -> Any:
+    if row.dtype == types.uint16:
+        return lambda row, i: np.float64(float_of_bits(np.uint32(row[i]) << np.uint32(16)))
+    return lambda row, i: np.float64(row[i])
+
+
+@overload(store, strict=False)
+def _store(row: Any, i: Any, value: Any) -> Any:
+    if row.dtype == types.uint16:
+
+        def to_bfloat16(row: Any, i: Any, value: Any) -> None:
+            row[i] = bfloat16(value)
+
+        return to_bfloat16
+
+    def plain(row: Any, i: Any, value: Any) -> None:
+        row[i] = value
+
+    return plain
+
+
+@register_jitable
+def bfloat16(value: float) -> Any:
+    """The bits of the nearest bfloat16, ties to even."""
+    bits = bits_of_float(np.float32(value))
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.uint16(nearest) if value == value else np.uint16(0x7FC0)
+
+
+# Parameters and buffers are few: their type is asked when they are read, not compiled for.
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+@register_jitable
+def peek(address: int, i: int, kind: int) -> float:
+    """Element i of a parameter of one of ``KINDS``."""
+    if kind == 0:
+        return load(array(address, np.float32, i + 1), i)
+    if kind == 1:
+        return load(array(address, np.float64, i + 1), i)
+    return load(array(address, np.uint16, i + 1), i)
+
+
+@register_jitable
+def poke(address: int, i: int, kind: int, value: float) -> None:
+    """Write element i of a parameter of one of ``KINDS``."""
+    if kind == 0:
+        store(array(address, np.float32, i + 1), i, value)
+    elif kind == 1:
+        store(array(address, np.float64, i + 1), i, value)
+    else:
+        store(array(address, np.uint16, i + 1), i, value)

@@ -1,0 +1,324 @@
+"""From a plan and a tensor's strides to programs: which kernels run, on what parts, in what order.
+
+Everything here depends on shapes, strides and types only, and is made once for each.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normalform.cells import Cells
+from normalform.kernels.cpu import blend, columns, planes, rows, team
+from normalform.kernels.cpu import table as t
+from normalform.kernels.cpu.columns import LONG
+from normalform.kernels.cpu.compiled import KINDS, Kernel
+from normalform.kernels.plan import Plan
+
+# Values in a piece: sums are of float64, so this limits what an outlying first value can do to
+# them, and is short enough to share out among threads.
+PIECE = 32768
+# Values in a part where cells are small: enough to hide the cost of starting on it (0.1 us).
+PART = 8192
+# From this many values on, threads; below, waking them costs more than they save.
+PARALLEL = 65536
+# Planes shorter than this are taken side by side where statistics run across samples.
+SHORT = 128
+MANY = 4
+
+
+def memory_order(x: Tensor) -> str | None:
+    """How x (n, c, *s) lies in memory: "planes", "columns" (channels last), or neither."""
+    if x.is_contiguous():
+        return "planes"
+    if x.ndim > 2 and x.permute(0, *range(2, x.ndim), 1).is_contiguous():
+        return "columns"
+    return None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, apart from the values: the key of a layout.
+
+    Attributes:
+        plan: the norm laid over the shape.
+        shape: of x, (n, c, *s).
+        order: how x lies in memory, see :func:`memory_order`.
+        dtype: of x.
+        weight, bias, logits, running: the type of each, None where there is none.
+        per_sample: whether weight and bias differ from sample to sample.
+        tracked: the branch whose statistics move the running ones.
+        copies: whether x is copied before it lies so.
+    """
+
+    plan: Plan
+    shape: tuple[int, ...]
+    order: str
+    dtype: torch.dtype
+    weight: torch.dtype | None = None
+    bias: torch.dtype | None = None
+    logits: torch.dtype | None = None
+    running: torch.dtype | None = None
+    per_sample: bool = False
+    tracked: int | None = None
+    copies: bool = False
+
+
+def pattern(r: Request) -> str | None:
+    """Which kernels fit: "rows", "planes" or "columns"; None where none do."""
+    positions = math.prod(r.shape[2:])
+    cells = [c for c in r.plan.branches if c is not None]
+    if len(r.plan.branches) == 1 and cells and not r.per_sample and r.tracked is None:
+        only = cells[0]
+        alone = only.runs == ((0, r.shape[0], 1),) and only.groups == 1
+        if alone and (positions == 1 or (not only.spatial and r.order == "columns")):
+            return "rows"
+    if any(not c.center or (not c.spatial and positions > 1) for c in cells):
+        return None
+    short = positions < SHORT and r.shape[0] >= MANY and _whole(r)
+    return "columns" if r.order == "columns" or positions == 1 or short else "planes"
+
+
+def _whole(r: Request) -> bool:
+    """Whether all statistics run across all samples."""
+    cells = [c for c in r.plan.branches if c is not None]
+    return not r.per_sample and all(c.runs[0].block == r.shape[0] for c in cells)
+
+
+class Layout:
+    """Programs for one request, and the tables they read."""
+
+    def __init__(self, request: Request, kind: str) -> None:
+        self.request, self.kind = request, kind
+        self.values = math.prod(request.shape)
+        self.table = np.zeros(t.AT_BRANCHES + t.BRANCH * len(request.plan.branches), np.int64)
+        self.given = request.plan.base is None
+        p = self.table
+        for at, dtype in (
+            (t.WEIGHT_KIND, request.weight),
+            (t.BIAS_KIND, request.bias),
+            (t.LOGIT_KIND, request.logits),
+            (t.RUNNING_KIND, request.running),
+        ):
+            p[at] = 0 if dtype is None else KINDS[dtype]
+        (p[t.EPS],) = struct.unpack("q", struct.pack("d", request.plan.eps))
+        p[t.BRANCHES] = len(request.plan.branches)
+        if kind == "rows":
+            self._lay_rows()
+        else:
+            self._lay_units()
+            self._lay_branches()
+
+    def _lay_rows(self) -> None:
+        p, (only,) = self.table, self.request.plan.branches
+        p[t.CHANNELS] = self.request.shape[1]
+        p[t.UNITS] = p[t.ITEMS] = self.values // self.request.shape[1]
+        p[t.CENTER] = only is not None and only.center
+        # Each part has its own sums for the gradients of weight and bias: many rows a part.
+        parts = max(1, min(64, p[t.UNITS] // 16, self.values // PART))
+        p[t.ITEMS_A_PART] = -(-p[t.UNITS] // parts)
+        self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
+        self.small, self.scratch = 3 * p[t.UNITS], 2 * self.parts * p[t.CHANNELS]
+
+    def _lay_units(self) -> None:
+        p, r = self.table, self.request
+        samples, channels = r.shape[:2]
+        positions = math.prod(r.shape[2:])
+        whole = self.kind == "columns" and _whole(r)
+        p[t.UNITS], p[t.CHANNELS] = 1 if whole else samples, channels
+        if self.kind == "planes":
+            p[t.ROWS], p[t.WIDTH], p[t.EXTENT] = 1, positions, positions
+            p[t.TILES], p[t.TILE], p[t.FOLD] = 1, channels, 1
+            p[t.PIECES] = -(-positions // PIECE)
+        else:
+            last = r.order == "columns"
+            p[t.WIDTH] = 1 if last else positions
+            p[t.ROWS] = p[t.EXTENT] = (samples if whole else 1) * (positions if last else 1)
+            # Alike as they can be, so that no tile is left with a few channels.
+            p[t.TILES] = (
+                -(-channels * p[t.WIDTH] // (LONG // 2)) if p[t.WIDTH] * channels > LONG else 1
+            )
+            p[t.TILE] = -(-channels // p[t.TILES])
+            p[t.TILES] = -(-channels // p[t.TILE])
+            row = p[t.TILE] * p[t.WIDTH]
+            fold = max(1, min(LONG // 4 // row, p[t.ROWS])) if p[t.TILES] == 1 else 1
+            p[t.FOLD] = fold
+            p[t.PIECES] = -(-p[t.ROWS] * row // PIECE)
+        p[t.LENGTH] = -(-p[t.EXTENT] // p[t.PIECES])
+        p[t.PIECES] = -(-p[t.EXTENT] // p[t.LENGTH])
+        p[t.UNIT_STEP] = p[t.PIECES] * channels
+        steps = (1, p[t.PIECES]) if self.kind == "planes" else (channels, 1)
+        p[t.PIECE_STEP], p[t.CHANNEL_STEP] = steps
+        p[t.ITEMS] = p[t.UNITS] * p[t.PIECES] * (channels if self.kind == "planes" else p[t.TILES])
+        p[t.PARAM_STEP] = channels if r.per_sample else 0
+
+    def _lay_branches(self) -> None:
+        p, r = self.table, self.request
+        units, channels = int(p[t.UNITS]), int(p[t.CHANNELS])
+        slots = units * int(p[t.PIECES]) * channels
+        p[t.SLOTS] = slots
+        small, scratch, alike = 0 if self.given else t.CELL * slots, 2 * slots, not r.per_sample
+        for k, cells in enumerate(r.plan.branches):
+            b = t.AT_BRANCHES + t.BRANCH * k
+            block, blocks = _blocks(cells, units)
+            groups = channels if cells is None else cells.groups
+            p[b + t.BLOCK], p[b + t.BLOCKS], p[b + t.GROUPS] = block, blocks, groups
+            role = t.GIVEN if cells is None else t.SHARED if block > 1 else t.OWN
+            if role == t.OWN and groups == channels and p[t.PIECES] == 1:
+                role = t.SLOT
+            p[b + t.ROLE], p[b + t.CELLS], p[b + t.AT_GATHER] = role, blocks * groups, scratch
+            if role != t.SLOT:
+                p[b + t.AT_CELLS] = small
+                small += t.CELL * blocks * groups
+            scratch += 2 * blocks * groups
+            alike &= blocks == 1
+            if k == r.tracked:
+                p[t.TRACKED] = b
+        spread = 1 if alike else units
+        p[t.SPREAD_UNITS], p[t.AT_SPREAD] = spread, small
+        self.small = small + t.SPREAD * channels * spread
+        for at, size in (
+            (t.AT_GRADS, t.GRADS * channels * spread),
+            (t.AT_TERMS, t.TERMS * channels * spread),
+            (t.AT_LOGITS, 2 * len(r.plan.branches) * spread),
+        ):
+            p[at], scratch = scratch, scratch + size
+        self.scratch = scratch
+
+    def roles(self) -> list[int]:
+        """What each branch is."""
+        return [
+            int(self.table[t.AT_BRANCHES + t.BRANCH * k + t.ROLE])
+            for k in range(len(self.request.plan.branches))
+        ]
+
+    @cached_property
+    def tiled(self) -> Programs | None:
+        """As much as possible for a few cells at a time, while they are in the cache."""
+        p = self.table
+        if self.kind == "rows":
+            return Programs(self, self.parts, int(p[t.ITEMS_A_PART]), 0, tiled=True)
+        roles, units, channels = self.roles(), int(p[t.UNITS]), int(p[t.CHANNELS])
+        if p[t.SPREAD_UNITS] < units or (t.SHARED in roles and units == 1):
+            return None
+        groups = 1
+        if self.kind == "planes" and len(roles) == 1:
+            groups = channels if self.given else int(p[t.AT_BRANCHES + t.GROUPS])
+        wanted = max(1, PART * units * groups // self.values)  # cells a part
+        if wanted < groups:
+            wanted = max(k for k in range(1, wanted + 1) if groups % k == 0)
+        else:
+            wanted = min(wanted // groups, units) * groups
+        planes_a_part = wanted * channels // groups
+        items_a_part = planes_a_part * int(p[t.ITEMS]) // (units * channels)
+        parts = -(-units * groups // wanted)
+        return Programs(self, parts, items_a_part, planes_a_part, tiled=True)
+
+    @cached_property
+    def staged(self) -> Programs:
+        """One pass over the whole tensor after the other."""
+        items = int(self.table[t.ITEMS])
+        items_a_part = -(-items // max(1, min(items, self.values // PART, 256)))
+        planes = int(self.table[t.UNITS] * self.table[t.CHANNELS])
+        return Programs(self, -(-items // items_a_part), items_a_part, planes, tiled=False)
+
+    def programs(self, threads: int) -> Programs:
+        """The better ones for this number of threads. The results have the same bits."""
+        tiled = self.tiled
+        few = threads > 1 and tiled is not None and tiled.parts < 2 * threads
+        return self.staged if tiled is None or (few and self.kind != "rows") else tiled
+
+
+class Programs:
+    """The tables of a layout for one way to cut it into parts, forward and backward."""
+
+    def __init__(
+        self, layout: Layout, parts: int, items_a_part: int, planes_a_part: int, *, tiled: bool
+    ) -> None:
+        self.layout, self.parts, self.tiled = layout, parts, tiled
+        self.table = layout.table.copy()
+        self.table[t.ITEMS_A_PART], self.table[t.PLANES_A_PART] = items_a_part, planes_a_part
+        self.address = self.table.ctypes.data
+        self._backward: dict[tuple[bool, bool], tuple[np.ndarray, int]] = {}
+
+    @cached_property
+    def forward(self) -> tuple[np.ndarray, int]:
+        """The program and its address."""
+        layout, passes, roles = self.layout, self._passes(), self.layout.roles()
+        if layout.kind == "rows":
+            return self._program([(self.parts, [rows.forward])])
+        track = [blend.track] if layout.request.tracked is not None else []
+        before = [(1, [blend.given])] if t.GIVEN in roles else []
+        own = [] if layout.given else [passes.moments]
+        pools = [blend.pool_own] if t.OWN in roles else []
+        shared = [blend.pool_shared] if t.SHARED in roles else []
+        if not self.tiled:
+            algebra = (1, [*pools, *shared, blend.mix, *track])
+            return self._program(
+                [*before, (self.parts, own), algebra, (self.parts, [passes.apply])]
+            )
+        after = [blend.mix, passes.apply]
+        if not shared:
+            phases = [(self.parts, [*own, *pools, *after]), (1, track)]
+        else:
+            phases = [(self.parts, [*own, *pools]), (1, [*shared, *track]), (self.parts, after)]
+        return self._program([*before, *phases])
+
+    def backward(self, dx: bool, small: bool) -> tuple[np.ndarray, int]:
+        """For the gradients that are needed: x's, those of the small arrays."""
+        if (dx, small) not in self._backward:
+            self._backward[dx, small] = self._program(self._backward_phases(dx, small))
+        return self._backward[dx, small]
+
+    def _backward_phases(self, dx: bool, small: bool) -> list[tuple[int, list[Kernel]]]:
+        layout, passes, roles = self.layout, self._passes(), self.layout.roles()
+        params = [blend.parameters] if small else []
+        if layout.kind == "rows":
+            return [(self.parts, [rows.backward]), (1, [rows.parameters] if small else [])]
+        sums = [] if layout.given and not small else [passes.sums]
+        gather = [blend.gather_own] if sums else []
+        shared = [blend.gather_shared] if t.SHARED in roles else []
+        last = [passes.scale if layout.given else passes.grad_input] if dx else []
+        if not self.tiled:
+            algebra = (1, [*gather, *shared, blend.terms, *params])
+            return [(self.parts, sums), algebra, (self.parts, last)]
+        if not shared:
+            return [(self.parts, [*sums, *gather, blend.terms, *last]), (1, params)]
+        return [
+            (self.parts, [*sums, *gather]), (1, shared),
+            (self.parts, [blend.terms, *last]), (1, params),
+        ]  # fmt: skip
+
+    def _passes(self) -> ModuleType:
+        return columns if self.layout.kind == "columns" else planes
+
+    def _program(self, phases: list[tuple[int, list[Kernel]]]) -> tuple[np.ndarray, int]:
+        dtype = self.layout.request.dtype
+        table = team.program(
+            [
+                (
+                    parts,
+                    [
+                        k.address(dtype if k.module != blend.__name__ else torch.float32)
+                        for k in kernels
+                    ],
+                )
+                for parts, kernels in phases
+                if kernels
+            ]
+        )
+        return table, table.ctypes.data
+
+
+def _blocks(cells: Cells | None, units: int) -> tuple[int, int]:
+    """Units in a block, and how many blocks there are."""
+    if cells is None or units == 1:
+        return 1, 1
+    return cells.runs[0].block, sum((run.stop - run.start) // run.block for run in cells.runs)

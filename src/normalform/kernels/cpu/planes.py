@@ -1,0 +1,187 @@
+"""Passes over contiguous tensors: every channel of a sample is one run of neighbouring values.
+
+An item is a piece of a plane (n, c), and there is a slot for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import carray, types
+from numba.extending import overload
+
+from normalform.kernels.cpu import table as t
+from normalform.kernels.cpu.compiled import (
+    array,
+    elementwise,
+    kernel,
+    load,
+    reduction,
+    store,
+)
+
+
+@reduction
+def _piece(p: Any, item: int) -> tuple[int, int, int]:
+    """First value and end of an item, and where its plane's coefficients are."""
+    plane = item // p[t.PIECES]
+    first = (item - plane * p[t.PIECES]) * p[t.LENGTH]
+    start = plane * p[t.EXTENT]
+    unit = plane // p[t.CHANNELS]
+    at = plane - unit * p[t.CHANNELS]
+    if p[t.SPREAD_UNITS] > 1:
+        at += unit * t.SPREAD * p[t.CHANNELS]
+    last = first + p[t.LENGTH]
+    return start + first, start + (last if last < p[t.EXTENT] else p[t.EXTENT]), at
+
+
+@reduction
+def run_moments(row: Any, shift: float) -> tuple[float, float]:
+    """``sum (x - shift)`` and ``sum (x - shift)^2``."""
+    total, square = 0.0, 0.0
+    for j in range(row.size):
+        d = load(row, j) - shift
+        total += d
+        square += d * d
+    return total, square
+
+
+def centred(row: Any, shift: float, rest: float, square: float) -> float:
+    """``sum (x - mean)^2``: float64 takes another pass, others lose nothing in float64."""
+    raise NotImplementedError
+
+
+@overload(centred, strict=False)
+def _centred(row: Any, shift: Any, rest: Any, square: Any) -> Any:
+    if row.dtype != types.float64:
+        return lambda row, shift, rest, square: square - rest * rest * row.size
+
+    def second_pass(row: Any, shift: Any, rest: Any, square: Any) -> Any:
+        total = 0.0
+        for j in range(row.size):
+            d = (row[j] - shift) - rest
+            total += d * d
+        return total
+
+    return second_pass
+
+
+@kernel
+def moments(x: Any, args: int, part: int) -> None:
+    """Moments of each piece, about its first value."""
+    a, p = t.tables(args)
+    data = carray(x, (1 << 40,))
+    slots = t.numbers(a[t.SMALL], 0)
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        start, stop, _ = _piece(p, item)
+        row = data[start:stop]
+        shift = load(row, 0)
+        total, square = run_moments(row, shift)
+        rest = total / row.size
+        var = centred(row, shift, rest, square) / row.size
+        slots[item], slots[p[t.SLOTS] + item] = row.size, shift
+        slots[2 * p[t.SLOTS] + item] = rest
+        slots[3 * p[t.SLOTS] + item] = 0.0 if var < 0.0 else var
+
+
+@elementwise
+def run_apply(row: Any, y: Any, high: float, scale: float, shift: float) -> None:
+    """``y = (x - high) * scale + shift``."""
+    for j in range(row.size):
+        store(y, j, (load(row, j) - high) * scale + shift)
+
+
+@kernel
+def apply(x: Any, args: int, part: int) -> None:
+    """The output, from each plane's coefficients."""
+    a, p = t.tables(args)
+    data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
+    spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        start, stop, at = _piece(p, item)
+        high = spread[at + t.HIGH * channels]
+        scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
+        run_apply(data[start:stop], out[start:stop], high, scale, shift)
+
+
+@reduction
+def run_sums(row: Any, dy: Any, high: float) -> tuple[float, float]:
+    """``sum dy`` and ``sum dy (x - high)``."""
+    total, product = 0.0, 0.0
+    for j in range(row.size):
+        g = load(dy, j)
+        total += g
+        product += g * (load(row, j) - high)
+    return total, product
+
+
+@kernel
+def sums(x: Any, args: int, part: int) -> None:
+    """Both sums of each piece."""
+    a, p = t.tables(args)
+    data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
+    spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
+    slots = t.numbers(a[t.SCRATCH], p[t.AT_SUMS])
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        start, stop, at = _piece(p, item)
+        high = spread[at + t.HIGH * p[t.CHANNELS]]
+        total, product = run_sums(data[start:stop], dy[start:stop], high)
+        slots[2 * item], slots[2 * item + 1] = total, product
+
+
+@elementwise
+def run_input(
+    row: Any, dy: Any, dx: Any,
+    centre: float, factor: float, slope: float, offset: float,
+) -> None:  # fmt: skip
+    """``dx = factor dy + (slope (x - centre) + offset)``."""
+    for j in range(row.size):
+        statistics = (load(row, j) - centre) * slope + offset
+        store(dx, j, load(dy, j) * factor + statistics)
+
+
+@elementwise
+def run_scale(dy: Any, dx: Any, factor: float) -> None:
+    """``dx = factor dy``."""
+    for j in range(dy.size):
+        store(dx, j, load(dy, j) * factor)
+
+
+@reduction
+def _terms_at(p: Any, at: int) -> int:
+    """The place in the backward's arrays of what lies at ``at`` in the forward's."""
+    channels = p[t.CHANNELS]
+    unit = at // (t.SPREAD * channels)
+    return at - unit * (t.SPREAD - t.TERMS) * channels
+
+
+@kernel
+def grad_input(x: Any, args: int, part: int) -> None:
+    """The gradient of the input, with the statistics' part."""
+    a, p = t.tables(args)
+    data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
+    dx, channels = array(a[t.DX], x, 1 << 40), p[t.CHANNELS]
+    terms = t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        start, stop, at = _piece(p, item)
+        at = _terms_at(p, at)
+        centre, factor = terms[at + t.CENTRE * channels], terms[at + t.FACTOR * channels]
+        slope, offset = terms[at + t.SLOPE * channels], terms[at + t.OFFSET * channels]
+        run_input(data[start:stop], dy[start:stop], dx[start:stop], centre, factor, slope, offset)
+
+
+@kernel
+def scale(x: Any, args: int, part: int) -> None:
+    """The gradient of the input where all statistics are constants."""
+    a, p = t.tables(args)
+    dy, dx = array(a[t.DY], x, 1 << 40), array(a[t.DX], x, 1 << 40)
+    terms = t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
+    first, last = t.items_of(p, part)
+    for item in range(first, last):
+        start, stop, at = _piece(p, item)
+        factor = terms[_terms_at(p, at) + t.FACTOR * p[t.CHANNELS]]
+        run_scale(dy[start:stop], dx[start:stop], factor)
