@@ -62,8 +62,12 @@ def norm(
     torch.Size([2, 8, 4, 4])
     """
     read = path.read(recipe, center, **sizes)
+    call = params, eps, read
+    y = path.known(call, kernel, x, weight, bias)
+    if y is not None:
+        return y
     path.require_float(x, "norm")
-    return path.blend(x, (read,), weight, bias, eps, params=params, kernel=kernel)
+    return path.blend(x, (read,), weight, bias, eps, params=params, kernel=kernel, call=call)
 
 
 def batch_norm(

@@ -19,12 +19,23 @@ from torch._C._functorch import is_batchedtensor
 from normalform import kernels
 from normalform.cells import Cells
 from normalform.kernels import exporting as exporting
+from normalform.kernels import op
 from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Recipe, named, recipe
 
 BATCH, INSTANCE = named("batch"), named("instance")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
+
+ASK = "ask"  # a kernel that computes nothing: it raises what "auto" would take
+
+
+class Asked(Exception):
+    """The answer to the kernel ``ASK``: what :func:`compiled` found."""
+
+    def __init__(self, found: kernels.Steps | str) -> None:
+        super().__init__(found)
+        self.found = found
 
 
 def grouped(
@@ -38,6 +49,10 @@ def grouped(
     who: object,
 ) -> Tensor:
     """:func:`normalform.functional.group_norm`, with ``who`` to name in errors."""
+    call = "group", num_groups, eps
+    y = known(call, kernel, input, weight, bias)
+    if y is not None:
+        return y
     if input.ndim < 2:
         raise RuntimeError(
             f"Expected at least 2 dimensions for input tensor but received {input.ndim}: "
@@ -60,7 +75,7 @@ def grouped(
             "Use fewer groups or a larger input"
         )
     recipes = (read("group", g=num_groups),)
-    return blend(input, recipes, weight, bias, eps, kernel=kernel, who=who)
+    return blend(input, recipes, weight, bias, eps, kernel=kernel, who=who, call=call)
 
 
 def batch_norm(
@@ -105,6 +120,13 @@ def running_norm(
     who: object,
 ) -> Tensor:
     """A norm with running statistics, with ``who`` to name in errors."""
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = running_mean, running_var
+    call = use_input_stats, eps, running_mean is None, recipes
+    y = known(call, kernel, input, weight, bias, logits, running, momentum)
+    if y is not None:
+        return y
     require_float(input, who)
     if input.ndim < 2:
         raise ValueError(f"{who} takes (N, C, *), got an input of shape {list(input.shape)}")
@@ -122,10 +144,9 @@ def running_norm(
         return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
     if not given and logits is None:
         _require_values(input.shape, recipes[0], who)
-    buffers = None if running_mean is None or running_var is None else (running_mean, running_var)
     return blend(
-        input, recipes, weight, bias, eps, logits=logits, running=buffers, tracked=tracked,
-        given=given, momentum=momentum, kernel=kernel, who=who,
+        input, recipes, weight, bias, eps, logits=logits, running=running, tracked=tracked,
+        given=given, momentum=momentum, kernel=kernel, who=who, call=call,
     )  # fmt: skip
 
 
@@ -144,21 +165,34 @@ def blend(
     momentum: float | Tensor = 0.1,
     kernel: str = "auto",
     who: object = "norm",
+    call: tuple[Any, ...],
 ) -> Tensor:
     """The one path every norm takes. ``tracked`` is the branch with running statistics.
 
-    They are used in its place where ``given``, and updated from it otherwise.
+    They are used in its place where ``given``, and updated from it otherwise. ``call`` says all of
+    this but the tensors, for :func:`known`.
     """
     if kernel in ("auto", "cpu"):
+        if torch.compiler.is_compiling():
+            y = _as_operator(
+                x, recipes, weight, bias, eps, params, logits, running, tracked, given, momentum,
+                who,
+            )  # fmt: skip
+            if y is not None:
+                return y
         steps = compiled(
             x, recipes, weight, bias, eps, params, logits, running, tracked, given, who
         )
         if not isinstance(steps, str):
-            share = momentum if isinstance(momentum, float) else float(momentum)
-            return kernels.differentiable(steps, x, weight, bias, logits, running, share)
+            remember(call, x, weight, bias, logits, running, steps)
+            return kernels.differentiable(steps, x, weight, bias, logits, running, float(momentum))
         if kernel == "cpu":
             raise ValueError(f'kernel "cpu" does not run here: {steps} ({who}). Use "auto"')
     layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+    if kernel == ASK:
+        raise Asked(
+            compiled(x, recipes, weight, bias, eps, params, logits, running, tracked, given, who)
+        )
     order, channel = layout[0].order, layout[0].shape[1]
     weight, bias = _param(weight, x, dims, order), _param(bias, x, dims, order)
     branches = [None if given and k == tracked else cells for k, cells in enumerate(layout)]
@@ -184,6 +218,31 @@ def blend(
     return y if x.is_contiguous() or _is_channels_last(x) else y.contiguous()
 
 
+def _as_operator(
+    x: Tensor,
+    recipes: tuple[Recipe, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    params: str,
+    logits: Pair | None,
+    running: Pair | None,
+    tracked: int | None,
+    given: bool,
+    momentum: float | Tensor,
+    who: object,
+) -> Tensor | None:
+    """The norm in a graph that is being compiled, where one operator can stand for it."""
+    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+    tracked = None if running is None else tracked
+    room = op.room(x, layout, dims, weight, bias, logits, running, tracked, given)
+    if room is None:
+        return None
+    used = tuple(BATCH if given and k == tracked else r for k, r in enumerate(recipes))
+    form = op.Form(used, params, tracked, given)
+    return op.normalize(x, weight, bias, logits, running, momentum, eps, form, room)
+
+
 def compiled(
     x: Tensor,
     recipes: tuple[Recipe, ...],
@@ -197,34 +256,89 @@ def compiled(
     given: bool,
     who: object,
 ) -> kernels.Steps | str:
-    """The compiled form of a norm, or why there is none. Found once for each layout in memory."""
-    if not kernels.is_plain(x, weight, bias, *(logits or ()), *(running or ())):
-        return "the operators are being watched, or a tensor is of a class of its own"
-    if not x.is_cpu or x.is_neg():
-        return "x is not an ordinary tensor on the CPU"
+    """The compiled form of a norm on tensors that lie in memory as these do, or why there is none."""
+    if not _is_ordinary(x, weight, bias, logits, running):
+        return "a tensor is not an ordinary one on the CPU, or operators are being watched"
     engine = kernels.cpu_engine()
     if isinstance(engine, str):
         return engine
-    key = (
-        *map(id, recipes), eps, params, tracked, given, x.dtype, x.shape, x.stride(), x.layout,
-        _meta(weight), _meta(bias), logits and (_meta(logits[0]), _meta(logits[1])),
-        running and (_meta(running[0]), _meta(running[1])),
+    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+    return engine.find(x, layout, eps, dims, weight, bias, logits, running, tracked, given)
+
+
+def known(
+    call: tuple[Any, ...],
+    kernel: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None = None,
+    running: Pair | None = None,
+    momentum: float | Tensor = 0.0,
+) -> Tensor | None:
+    """The result, if the same call was made before on tensors that lay in memory as these do.
+
+    Then all checks have passed and the kernels are chosen: a small tensor takes as long as these.
+    """
+    if kernel not in ("auto", "cpu") or not _is_ordinary(x, weight, bias, logits, running):
+        return None
+    steps = _remembered.get(_key(call, x, weight, bias, logits, running))
+    if steps is None:
+        return None
+    return kernels.differentiable(steps, x, weight, bias, logits, running, float(momentum))
+
+
+def remember(
+    call: tuple[Any, ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+    steps: kernels.Steps,
+) -> None:
+    """For :func:`known`."""
+    if len(_remembered) >= 4096:
+        _remembered.clear()
+    _remembered[_key(call, x, weight, bias, logits, running)] = steps
+
+
+_remembered: dict[tuple[Any, ...], kernels.Steps] = {}
+
+
+def _is_ordinary(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+) -> bool:
+    if logits is None and running is None:
+        plain = kernels.is_plain(x, weight, bias)
+    else:
+        plain = kernels.is_plain(x, weight, bias, *(logits or ()), *(running or ()))
+    return plain and x.is_cpu and x.layout is torch.strided and not x.is_neg()
+
+
+def _key(
+    call: tuple[Any, ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+) -> tuple[Any, ...]:
+    return (
+        call, x.dtype, x.shape, x.stride(),
+        weight is not None and _meta(weight),
+        bias is not None and _meta(bias),
+        logits is not None and (_meta(logits[0]), _meta(logits[1])),
+        running is not None and (_meta(running[0]), _meta(running[1])),
     )  # fmt: skip
-    found = _found.get(key)
-    if found is None:
-        layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
-        steps = engine.find(x, layout, eps, dims, weight, bias, logits, running, tracked, given)
-        if len(_found) >= 4096:
-            _found.clear()
-        _found[key] = found = steps, recipes  # which must live, or another gets its id
-    return found[0]
 
 
-_found: dict[tuple[Any, ...], tuple[kernels.Steps | str, tuple[Recipe, ...]]] = {}
-
-
-def _meta(t: Tensor | None) -> tuple[Any, ...] | None:
-    return None if t is None else (t.dtype, t.shape, t.stride(), t.is_cpu)
+def _meta(t: Tensor) -> tuple[Any, ...]:
+    return t.dtype, t.shape, t.is_contiguous(), t.is_cpu
 
 
 def _laid(
@@ -268,6 +382,10 @@ def rows(
 ) -> Tensor:
     """A norm over the trailing axes: rows of one ``n [c]``."""
     shape = tuple(normalized_shape)
+    call = shape, eps, recipe
+    y = known(call, kernel, input, weight, bias)
+    if y is not None:
+        return y
     if not shape:
         raise RuntimeError(
             "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
@@ -289,7 +407,13 @@ def rows(
     if input.numel() == 0:
         return _affine(input, weight, bias)
     flat = input.contiguous().view(-1, math.prod(shape))
-    y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who).view(input.shape)
+    if input.is_contiguous() and kernel in ("auto", "cpu"):
+        steps = compiled(flat, (recipe,), weight, bias, eps, "c", None, None, None, False, who)
+        if not isinstance(steps, str):
+            remember(call, input, weight, bias, None, None, steps)
+            return kernels.differentiable(steps, input, weight, bias, None, None, 0.0)
+    y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who, call=call)
+    y = y.view(input.shape)
     # As PyTorch: layer norm answers contiguously, RMS norm in the input's memory format.
     if not recipe.center and _is_channels_last(input) and not input.is_contiguous():
         y = y.contiguous(memory_format=CHANNELS_LAST[y.ndim])

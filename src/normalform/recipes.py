@@ -41,6 +41,13 @@ class Recipe:
     axes: tuple[Axis, ...]
     center: bool = True
 
+    def __post_init__(self) -> None:
+        # Looked up at every call, so it is computed once.
+        object.__setattr__(self, "_hash", hash((self.axes, self.center)))
+
+    def __hash__(self) -> int:
+        return self._hash  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+
     def __str__(self) -> str:
         words: list[str] = []
         for axis in self.axes:

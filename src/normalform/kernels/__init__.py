@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from normalform.kernels import eager, two_float
 from normalform.kernels.plan import (
@@ -55,8 +56,8 @@ def cpu_engine() -> ModuleType | str:
     """The kernels compiled by Numba, or why there are none. Numba is imported on first use."""
     try:
         return import_module("normalform.kernels.cpu.steps")
-    except ImportError as error:
-        return f"Numba cannot be imported ({error}): pip install numba"
+    except (ImportError, OSError) as error:  # OSError: llvmlite does not find its library
+        return f"Numba cannot be used: {error}"
 
 
 def warn_not_finite(name: str, bad: int, total: int) -> None:
@@ -85,14 +86,19 @@ def is_plain(*tensors: Tensor | None) -> bool:
     Under compilation, tracing, torch.func transforms, forward-mode differentiation and tensor
     subclasses the recipe runs as ordinary differentiable operators instead.
     """
-    return not (
+    if (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-    ) and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    ):
+        return False
+    for t in tensors:
+        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
+            return False
+    return True
 
 
 def normalize(
@@ -130,10 +136,15 @@ def differentiable(
     """The output of ``steps``, with their gradient where one may be asked for."""
     if torch.is_grad_enabled():
         to_mean, to_var = logits or (None, None)
-        for t in (x, weight, bias, to_mean, to_var):
-            if t is not None and t.requires_grad:
-                return _Normalize.apply(steps, running, momentum, x, weight, bias, to_mean, to_var)
-    return steps.forward(x, weight, bias, logits, running, momentum)[0]
+        if (
+            x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+            or (to_mean is not None and to_mean.requires_grad)
+            or (to_var is not None and to_var.requires_grad)
+        ):
+            return _apply(steps, running, momentum, x, weight, bias, to_mean, to_var)
+    return steps.forward(x, weight, bias, logits, running, momentum, False)[0]
 
 
 def composite(
@@ -176,8 +187,9 @@ class Steps(Protocol):
         logits: Pair | None,
         running: Pair | None,
         momentum: float,
+        keep: bool,
     ) -> tuple[Tensor, Any]:
-        """The output, and what the backward needs besides its inputs."""
+        """The output, and what the backward needs besides its inputs if there will be one."""
         ...
 
     def backward(
@@ -220,7 +232,8 @@ class _Normalize(torch.autograd.Function):
         to_mean: Tensor | None,
         to_var: Tensor | None,
     ) -> Tensor:
-        y, kept = steps.forward(x, weight, bias, _both(to_mean, to_var), running, momentum)
+        logits = None if to_mean is None or to_var is None else (to_mean, to_var)
+        y, kept = steps.forward(x, weight, bias, logits, running, momentum, True)
         ctx.save_for_backward(x, weight, bias, to_mean, to_var)
         ctx.steps, ctx.kept = steps, kept
         return y
@@ -228,15 +241,17 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Differentiated once more, or for many dy at once: the passes work in place and cannot.
-        batched = not is_plain(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)  # pyright: ignore[reportAttributeAccessIssue]
-        if torch.is_grad_enabled() or batched:
+        if torch.is_grad_enabled() or not is_plain(dy) or is_legacy_batchedtensor(dy):
             return (None, None, None, *_differentiable_backward(ctx, dy))
         x, weight, bias, to_mean, to_var = ctx.saved_tensors
-        logits, needs = _both(to_mean, to_var), ctx.needs_input_grad[3:]
-        return (
-            None, None, None,
-            *ctx.steps.backward(ctx.kept, dy, x, weight, bias, logits, needs),
-        )  # fmt: skip
+        logits = None if to_mean is None else (to_mean, to_var)
+        needs = ctx.needs_input_grad[3:]
+        grads = ctx.steps.backward(ctx.kept, dy, x, weight, bias, logits, needs)
+        return (None, None, None, *grads)
+
+
+# Past Function.apply, which looks for torch.func transforms: is_plain has found none.
+_apply: Any = super(torch.autograd.Function, _Normalize).apply
 
 
 class ByPasses(NamedTuple):
@@ -255,6 +270,7 @@ class ByPasses(NamedTuple):
         logits: Pair | None,
         running: Pair | None,
         momentum: float,
+        keep: bool,
     ) -> tuple[Tensor, Blend]:
         """See :class:`Steps`; running statistics are moved by whoever asked."""
         blended = blend(self.compact, running, logits, self.plan)

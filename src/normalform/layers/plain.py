@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         """Normalize ``input``."""
         if is_traced(input):
             return as_leaf(self, input)
-        if path.exporting() or self.kernel == "torch":
+        if path.exporting() or self.kernel == "torch" or input.is_nested:
             return super().forward(input)
         return path.rows(
             input, self.normalized_shape, path.ROWS, self.weight, self.bias, self.eps,
@@ -114,7 +114,7 @@ class RMSNorm(nn.RMSNorm):
         """Normalize ``x``."""
         if is_traced(x):
             return as_leaf(self, x)
-        if path.exporting() or self.kernel == "torch":
+        if path.exporting() or self.kernel == "torch" or x.is_nested:
             return super().forward(x)
         return functional.rms_norm(
             x, self.normalized_shape, self.weight, self.eps, kernel=self.kernel

@@ -16,60 +16,54 @@ from normalform.kernels.cpu.compiled import double_of_bits, helper, kernel, peek
 
 
 @helper
-def _block(p: Any, b: int, unit: int) -> int:
+def _cell(p: Any, b: int, unit: int) -> int:
+    """The first cell of a unit's block."""
     block, last = unit // p[b + t.BLOCK], p[b + t.BLOCKS] - 1
-    return block if block < last else last
+    return (block if block < last else last) * p[b + t.GROUPS]
 
 
-@helper
-def _pool(p: Any, b: int, small: Any, extent: tuple[int, int, int, int]) -> None:
-    """Mean and variance of each cell, from the slots in it [Chan, Golub & LeVeque 1983].
+@kernel
+def pool(x: Any, args: int, part: int) -> None:
+    """The cells that lie within a part; with part -1, those that parts share.
 
-    ``mean(var) + mean((mean - M)^2)``, never ``E[x^2] - M^2``, which cancels.
+    Slots are merged one by one [Chan, Golub & LeVeque 1983], by the differences of their means:
+    never ``E[x^2] - M^2``, which cancels.
     """
-    u0, u1, c0, c1 = extent
-    groups, pieces = p[b + t.GROUPS], p[t.PIECES]
-    size = p[t.CHANNELS] // groups
-    g0, g1 = c0 // size, c1 // size
+    a, p = t.tables(args)
+    small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
     unit_step, piece_step, step = p[t.UNIT_STEP], p[t.PIECE_STEP], p[t.CHANNEL_STEP]
-    slots, cells = p[t.SLOTS], p[b + t.CELLS]
-    counts, nears, rests, vars = 0, slots, 2 * slots, 3 * slots
-    to = small[p[b + t.AT_CELLS] :]
-    for block in range(_block(p, b, u0), _block(p, b, u1 - 1) + 1):
-        for g in range(g0, g1):
-            cell = block * groups + g
-            to[cell] = to[2 * cells + cell] = to[3 * cells + cell] = 0.0
-            to[cells + cell] = small[nears + block * p[b + t.BLOCK] * unit_step + g * size * step]
-    for u in range(u0, u1):
-        first = _block(p, b, u) * groups
-        for piece in range(pieces):
-            for g in range(g0, g1):
-                near, count, total = to[cells + first + g], 0.0, 0.0
-                slot = u * unit_step + piece * piece_step + g * size * step
-                for _ in range(size):
-                    n = small[counts + slot]
-                    total += n * ((small[nears + slot] - near) + small[rests + slot])
-                    count += n
-                    slot += step
-                to[first + g] += count
-                to[2 * cells + first + g] += total
-    for block in range(_block(p, b, u0), _block(p, b, u1 - 1) + 1):
-        for g in range(g0, g1):
-            to[2 * cells + block * groups + g] /= to[block * groups + g]
-    for u in range(u0, u1):
-        first = _block(p, b, u) * groups
-        for piece in range(pieces):
-            for g in range(g0, g1):
-                near, mean, total = to[cells + first + g], to[2 * cells + first + g], 0.0
-                slot = u * unit_step + piece * piece_step + g * size * step
-                for _ in range(size):
-                    apart = ((small[nears + slot] - near) + small[rests + slot]) - mean
-                    total += small[counts + slot] * (small[vars + slot] + apart * apart)
-                    slot += step
-                to[3 * cells + first + g] += total
-    for block in range(_block(p, b, u0), _block(p, b, u1 - 1) + 1):
-        for g in range(g0, g1):
-            to[3 * cells + block * groups + g] /= to[block * groups + g]
+    u0, u1, c0, c1 = t.extent_of(p, part)
+    for k in range(p[t.BRANCHES]):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
+            continue
+        groups, cells, to = p[b + t.GROUPS], p[b + t.CELLS], p[b + t.AT_CELLS]
+        size = p[t.CHANNELS] // groups
+        for u in range(u0, u1):
+            first, opens = _cell(p, b, u), u == 0 or _cell(p, b, u) != _cell(p, b, u - 1)
+            for piece in range(p[t.PIECES]):
+                for g in range(c0 // size, c1 // size):
+                    slot = u * unit_step + piece * piece_step + g * size * step
+                    cell = to + first + g
+                    count, near, rest, squares = 0.0, small[slots + slot], 0.0, 0.0
+                    if not opens or piece > 0:
+                        count, near = small[cell], small[cells + cell]
+                        rest, squares = small[2 * cells + cell], small[3 * cells + cell]
+                    for _ in range(size):
+                        n = small[slot]
+                        apart = (small[slots + slot] - near) + (small[2 * slots + slot] - rest)
+                        share = n / (count + n)
+                        rest += share * apart
+                        squares += n * small[3 * slots + slot] + (count * share) * (apart * apart)
+                        count += n
+                        slot += step
+                    small[cell], small[cells + cell] = count, near
+                    small[2 * cells + cell], small[3 * cells + cell] = rest, squares
+        for u in range(u0, u1):
+            if u == 0 or _cell(p, b, u) != _cell(p, b, u - 1):
+                for g in range(c0 // size, c1 // size):
+                    cell = to + _cell(p, b, u) + g
+                    small[3 * cells + cell] /= small[cell]
 
 
 @kernel
@@ -88,95 +82,74 @@ def given(x: Any, args: int, part: int) -> None:
 
 
 @kernel
-def pool_own(x: Any, args: int, part: int) -> None:
-    """The cells that lie within a part."""
+def weigh(x: Any, args: int, part: int) -> None:
+    """The softmax of the logits: how much each branch counts."""
     a, p = t.tables(args)
-    extent = t.extent_of(p, part)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] == t.OWN:
-            _pool(p, b, t.numbers(a[t.SMALL], 0), extent)
-
-
-@kernel
-def pool_shared(x: Any, args: int, part: int) -> None:
-    """The cells that parts share."""
-    a, p = t.tables(args)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] == t.SHARED:
-            _pool(p, b, t.numbers(a[t.SMALL], 0), (0, p[t.UNITS], 0, p[t.CHANNELS]))
+    weights, branches = t.numbers(a[t.SMALL], p[t.AT_WEIGHTS]), p[t.BRANCHES]
+    for which in range(2):
+        largest, total = -math.inf, 0.0
+        for k in range(branches):
+            logit = peek(a[t.MEAN_LOGITS + which], k, p[t.LOGIT_KIND])
+            weights[2 * k + which] = logit
+            largest = largest if largest > logit else logit
+        for k in range(branches):
+            weights[2 * k + which] = math.exp(weights[2 * k + which] - largest)
+            total += weights[2 * k + which]
+        for k in range(branches):
+            weights[2 * k + which] /= total
 
 
 @helper
-def _softmax(logits: int, k: int, branches: int, kind: int) -> float:
-    """The weight of branch k; 1 where nothing is blended."""
-    if logits == 0:
-        return 1.0
-    largest, total = -math.inf, 0.0
-    for j in range(branches):
-        logit = peek(logits, j, kind)
-        largest = largest if largest > logit else logit
-    for j in range(branches):
-        total += math.exp(peek(logits, j, kind) - largest)
-    return math.exp(peek(logits, k, kind) - largest) / total
-
-
-@helper
-def _mix(a: Any, p: Any, small: Any, u: int, c0: int, c1: int) -> None:
-    """The blended mean, as a point near it and the distance, and variance of one unit."""
-    channels, branches, kind = p[t.CHANNELS], p[t.BRANCHES], p[t.LOGIT_KIND]
-    to = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-    for k in range(branches):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        groups, cells = p[b + t.GROUPS], p[b + t.CELLS]
-        size, first = channels // groups, _block(p, b, u) * groups
-        cell = small[p[b + t.AT_CELLS] :]
-        to_mean = _softmax(a[t.MEAN_LOGITS], k, branches, kind)
-        to_var = _softmax(a[t.VAR_LOGITS], k, branches, kind)
-        for g in range(c0 // size, c1 // size):
-            near, rest = cell[cells + first + g], cell[2 * cells + first + g]
-            var = to_var * cell[3 * cells + first + g]
-            for c in range(g * size, (g + 1) * size):
-                if k == 0:
-                    to[t.HIGH * channels + c] = to[t.NEAR * channels + c] = near
-                    to[t.LOW * channels + c] = to[t.REST * channels + c] = rest
-                    to[t.RSTD * channels + c] = var
-                else:
-                    # Differences of means, not means: a common offset must not be rounded into it.
-                    apart = near - to[t.NEAR * channels + c] + (rest - to[t.REST * channels + c])
-                    to[t.LOW * channels + c] += to_mean * apart
-                    to[t.RSTD * channels + c] += var
-
-
-@helper
-def _coefficients(a: Any, p: Any, small: Any, u: int, c0: int, c1: int) -> None:
-    """``y = (x - high) * scale + shift``; the mean is high + low, which one number cannot hold."""
-    channels, eps = p[t.CHANNELS], double_of_bits(p[t.EPS])
-    weight_kind, bias_kind, first = p[t.WEIGHT_KIND], p[t.BIAS_KIND], u * p[t.PARAM_STEP]
-    weight, bias = a[t.WEIGHT], a[t.BIAS]
-    to = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
+    channels, eps, first = p[t.CHANNELS], double_of_bits(p[t.EPS]), u * p[t.PARAM_STEP]
     for c in range(c0, c1):
         near, rest = to[t.HIGH * channels + c], to[t.LOW * channels + c]
         high = near + rest
         low = (near - high) + rest
         rstd = 1.0 / math.sqrt(to[t.RSTD * channels + c] + eps)
-        scale = rstd * peek(weight, first + c, weight_kind) if weight != 0 else rstd
-        shift = peek(bias, first + c, bias_kind) if bias != 0 else 0.0
+        scale = rstd
+        if a[t.WEIGHT] != 0:
+            scale *= peek(a[t.WEIGHT], first + c, p[t.WEIGHT_KIND])
         to[t.HIGH * channels + c], to[t.LOW * channels + c] = high, low
         to[t.RSTD * channels + c], to[t.SCALE * channels + c] = rstd, scale
-        to[t.SHIFT * channels + c] = shift - low * scale
+        to[t.SHIFT * channels + c] = -low * scale
+        if a[t.BIAS] != 0:
+            to[t.SHIFT * channels + c] += peek(a[t.BIAS], first + c, p[t.BIAS_KIND])
 
 
 @kernel
 def mix(x: Any, args: int, part: int) -> None:
-    """From the cells to the coefficients of each channel."""
+    """From the cells to the coefficients of each channel.
+
+    ``y = (x - high) * scale + shift``; the mean is high + low, which one number cannot hold.
+    """
     a, p = t.tables(args)
-    small = t.numbers(a[t.SMALL], 0)
+    small, channels = t.numbers(a[t.SMALL], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        _mix(a, p, small, u, c0, c1)
-        _coefficients(a, p, small, u, c0, c1)
+        to = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+        for k in range(p[t.BRANCHES]):
+            b = t.AT_BRANCHES + k * t.BRANCH
+            size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+            cell = small[p[b + t.AT_CELLS] + _cell(p, b, u) :]
+            to_mean, to_var = 1.0, 1.0
+            if p[t.BRANCHES] > 1:
+                to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
+                to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
+            for g in range(c0 // size, c1 // size):
+                near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
+                for c in range(g * size, (g + 1) * size):
+                    if k == 0:
+                        to[t.NEAR * channels + c] = to[t.HIGH * channels + c] = near
+                        to[t.REST * channels + c] = to[t.LOW * channels + c] = rest
+                        to[t.RSTD * channels + c] = var
+                    else:
+                        # Differences of means: a common offset must not be rounded into the blend.
+                        near_apart = near - to[t.NEAR * channels + c]
+                        rest_apart = rest - to[t.REST * channels + c]
+                        to[t.LOW * channels + c] += to_mean * (near_apart + rest_apart)
+                        to[t.RSTD * channels + c] += var
+        _coefficients(a, p, to, u, c0, c1)
 
 
 @helper
@@ -211,78 +184,51 @@ def track(x: Any, args: int, part: int) -> None:
         a[t.NOT_FINITE_VAR] += _move(a[t.RUNNING_VAR], c, kind, var, share)
 
 
-@helper
-def _add_slots(p: Any, small: Any, scratch: Any, u: int, c0: int, c1: int) -> None:
-    """Both sums of each channel, and the gradients of its mean and variance."""
-    channels, pieces = p[t.CHANNELS], p[t.PIECES]
-    unit_step, piece_step, step = p[t.UNIT_STEP], p[t.PIECE_STEP], p[t.CHANNEL_STEP]
-    at, to = (
-        small[p[t.AT_SPREAD] + u * t.SPREAD * channels :],
-        scratch[p[t.AT_GRADS] + u * t.GRADS * channels :],
-    )
-    sums = scratch[p[t.AT_SUMS] :]
-    u0, u1 = (u, u + 1) if p[t.SPREAD_UNITS] == p[t.UNITS] else (0, p[t.UNITS])
-    for c in range(c0, c1):
-        to[t.TOTAL * channels + c] = to[t.PRODUCT * channels + c] = 0.0
-    for unit in range(u0, u1):
-        for piece in range(pieces):
-            slot = unit * unit_step + piece * piece_step
-            for c in range(c0, c1):
-                to[t.TOTAL * channels + c] += sums[2 * (slot + c * step)]
-                to[t.PRODUCT * channels + c] += sums[2 * (slot + c * step) + 1]
-    for c in range(c0, c1):
-        total, low = to[t.TOTAL * channels + c], at[t.LOW * channels + c]
-        product = to[t.PRODUCT * channels + c] - low * total
-        rstd, scale = at[t.RSTD * channels + c], at[t.SCALE * channels + c]
-        to[t.PRODUCT * channels + c] = product
-        to[t.DMEAN * channels + c] = -total * scale
-        to[t.DVAR * channels + c] = -0.5 * (product * scale) * (rstd * rstd)
-
-
-@helper
-def _gather(p: Any, b: int, scratch: Any, extent: tuple[int, int, int, int]) -> None:
-    """The sums over each cell of the gradients of mean and variance."""
-    u0, u1, c0, c1 = extent
-    channels, groups, cells = p[t.CHANNELS], p[b + t.GROUPS], p[b + t.CELLS]
-    size, to = channels // groups, scratch[p[b + t.AT_GATHER] :]
-    for block in range(_block(p, b, u0), _block(p, b, u1 - 1) + 1):
-        for g in range(c0 // size, c1 // size):
-            to[block * groups + g] = to[cells + block * groups + g] = 0.0
+@kernel
+def collect(x: Any, args: int, part: int) -> None:
+    """Both sums of each channel from those of its slots, and the gradients of mean and variance."""
+    a, p = t.tables(args)
+    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
+    u0, u1, c0, c1 = t.spread_of(p, part)
+    alike = p[t.UNITS] if p[t.SPREAD_UNITS] < p[t.UNITS] else 1
     for u in range(u0, u1):
-        grads, first = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :], _block(p, b, u) * groups
-        for g in range(c0 // size, c1 // size):
-            dmean, dvar = 0.0, 0.0
-            for c in range(g * size, (g + 1) * size):
-                dmean += grads[t.DMEAN * channels + c]
-                dvar += grads[t.DVAR * channels + c]
-            to[first + g] += dmean
-            to[cells + first + g] += dvar
+        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+        to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
+        for c in range(c0, c1):
+            total, product = 0.0, 0.0
+            for unit in range(u, u + alike):
+                for piece in range(p[t.PIECES]):
+                    slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c)
+                    total += scratch[slot]
+                    product += scratch[slot + 1]
+            product -= at[t.LOW * channels + c] * total
+            rstd, scale = at[t.RSTD * channels + c], at[t.SCALE * channels + c]
+            to[t.TOTAL * channels + c], to[t.PRODUCT * channels + c] = total, product
+            to[t.DMEAN * channels + c] = -total * scale
+            to[t.DVAR * channels + c] = -0.5 * (product * scale) * (rstd * rstd)
 
 
 @kernel
-def gather_own(x: Any, args: int, part: int) -> None:
-    """The gradients of the statistics, and their sums over cells that lie within a part."""
+def gather(x: Any, args: int, part: int) -> None:
+    """Sums of these gradients over the cells within a part; with part -1, over those parts share."""
     a, p = t.tables(args)
-    small, scratch = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0)
-    extent = t.spread_of(p, part)
-    u0, u1, c0, c1 = extent
-    for u in range(u0, u1):
-        _add_slots(p, small, scratch, u, c0, c1)
+    scratch, channels = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
+    u0, u1, c0, c1 = t.spread_of(p, part)
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] == t.OWN or p[b + t.ROLE] == t.SLOT:
-            _gather(p, b, scratch, extent)
-
-
-@kernel
-def gather_shared(x: Any, args: int, part: int) -> None:
-    """Their sums over cells that parts share."""
-    a, p = t.tables(args)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] == t.SHARED:
-            everything = (0, p[t.SPREAD_UNITS], 0, p[t.CHANNELS])
-            _gather(p, b, t.numbers(a[t.SCRATCH], 0), everything)
+        if p[b + t.ROLE] == t.GIVEN or (p[b + t.ROLE] == t.SHARED) != (part < 0):
+            continue
+        size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+        for u in range(u0, u1):
+            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
+            opens = u == 0 or _cell(p, b, u) != _cell(p, b, u - 1)
+            for g in range(c0 // size, c1 // size):
+                to, dmean, dvar = p[b + t.AT_GATHER] + _cell(p, b, u) + g, 0.0, 0.0
+                for c in range(g * size, (g + 1) * size):
+                    dmean += grads[t.DMEAN * channels + c]
+                    dvar += grads[t.DVAR * channels + c]
+                scratch[to] = dmean if opens else scratch[to] + dmean
+                scratch[cells + to] = dvar if opens else scratch[cells + to] + dvar
 
 
 @kernel
@@ -294,13 +240,11 @@ def terms(x: Any, args: int, part: int) -> None:
     """
     a, p = t.tables(args)
     small, scratch = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0)
-    channels, branches, kind = p[t.CHANNELS], p[t.BRANCHES], p[t.LOGIT_KIND]
+    channels, branches = p[t.CHANNELS], p[t.BRANCHES]
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        at, to = (
-            small[p[t.AT_SPREAD] + u * t.SPREAD * channels :],
-            scratch[p[t.AT_TERMS] + u * t.TERMS * channels :],
-        )
+        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+        to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
         grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
         for c in range(c0, c1):
             to[t.FACTOR * channels + c] = at[t.SCALE * channels + c]
@@ -308,82 +252,63 @@ def terms(x: Any, args: int, part: int) -> None:
             to[t.SLOPE * channels + c] = to[t.OFFSET * channels + c] = 0.0
         for k in range(branches):
             b = t.AT_BRANCHES + k * t.BRANCH
-            groups, cells = p[b + t.GROUPS], p[b + t.CELLS]
-            size, first = channels // groups, _block(p, b, u) * groups
-            cell, sums = small[p[b + t.AT_CELLS] :], scratch[p[b + t.AT_GATHER] :]
-            to_mean = _softmax(a[t.MEAN_LOGITS], k, branches, kind)
-            to_var = _softmax(a[t.VAR_LOGITS], k, branches, kind)
-            logit_mean, logit_var = 0.0, 0.0
+            size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+            cell = small[p[b + t.AT_CELLS] + _cell(p, b, u) :]
+            sums = scratch[p[b + t.AT_GATHER] + _cell(p, b, u) :]
+            to_mean, to_var, logit_mean, logit_var = 1.0, 1.0, 0.0, 0.0
+            if branches > 1:
+                to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
+                to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
             for g in range(c0 // size, c1 // size):
-                n, near, rest = (
-                    cell[first + g],
-                    cell[cells + first + g],
-                    cell[2 * cells + first + g],
-                )
-                level = tilt = 0.0
+                n, level, tilt = cell[g], 0.0, 0.0
                 if n > 0.0:  # running statistics are constants
-                    level = to_mean * sums[first + g] / n
-                    tilt = to_var * 2.0 * sums[cells + first + g] / n
+                    level, tilt = to_mean * sums[g] / n, to_var * 2.0 * sums[cells + g] / n
+                near, rest, var = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g]
                 for c in range(g * size, (g + 1) * size):
                     apart = (at[t.HIGH * channels + c] - near) + (at[t.LOW * channels + c] - rest)
                     to[t.SLOPE * channels + c] += tilt
                     to[t.OFFSET * channels + c] += level + tilt * apart
                     logit_mean -= grads[t.DMEAN * channels + c] * apart
-                    logit_var += grads[t.DVAR * channels + c] * cell[3 * cells + first + g]
-            if a[t.MEAN_LOGITS] != 0:
-                scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
-                scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
+                    logit_var += grads[t.DVAR * channels + c] * var
+            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
+            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
         for c in range(c0, c1):
             to[t.OFFSET * channels + c] -= at[t.LOW * channels + c] * to[t.SLOPE * channels + c]
 
 
-@helper
-def _to_logits(p: Any, scratch: Any, which: int, logits: int, out: int) -> None:
-    """Through the softmax: ``w_k (g_k - sum_j w_j g_j)``."""
-    branches, kind, common = p[t.BRANCHES], p[t.LOGIT_KIND], 0.0
-    sums = scratch[p[t.AT_LOGITS] + which :]
-    for u in range(1, p[t.SPREAD_UNITS]):
-        for k in range(branches):
-            sums[2 * k] += sums[2 * (u * branches + k)]
-    for k in range(branches):
-        common += _softmax(logits, k, branches, kind) * sums[2 * k]
-    for k in range(branches):
-        poke(out, k, kind, _softmax(logits, k, branches, kind) * (sums[2 * k] - common))
+@kernel
+def parameters(x: Any, args: int, part: int) -> None:
+    """The gradients of weight and bias."""
+    a, p = t.tables(args)
+    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
+    sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
+    units = p[t.SPREAD_UNITS] // sets
+    for i in range(sets * channels):
+        first, c, dweight, dbias = i // channels, i % channels, 0.0, 0.0
+        for u in range(first, first + units):
+            grads = p[t.AT_GRADS] + u * t.GRADS * channels + c
+            rstd = small[p[t.AT_SPREAD] + (u * t.SPREAD + t.RSTD) * channels + c]
+            dweight += scratch[grads + t.PRODUCT * channels] * rstd
+            dbias += scratch[grads + t.TOTAL * channels]
+        if a[t.DWEIGHT] != 0:
+            poke(a[t.DWEIGHT], i, p[t.WEIGHT_KIND], dweight)
+        if a[t.DBIAS] != 0:
+            poke(a[t.DBIAS], i, p[t.BIAS_KIND], dbias)
 
 
 @kernel
-def parameters(x: Any, args: int, part: int) -> None:
-    """The gradients of weight, bias and logits."""
+def logits(x: Any, args: int, part: int) -> None:
+    """The gradients of the logits, through the softmax: ``w_k (g_k - sum_j w_j g_j)``."""
     a, p = t.tables(args)
-    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
-    units = p[t.SPREAD_UNITS]
-    for u in range(units):
-        at, grads = (
-            small[p[t.AT_SPREAD] + u * t.SPREAD * channels :],
-            scratch[p[t.AT_GRADS] + u * t.GRADS * channels :],
-        )
-        to = scratch[p[t.AT_GRADS] + (u if p[t.PARAM_STEP] > 0 else 0) * t.GRADS * channels :]
-        for c in range(channels):
-            dweight, dbias = (
-                grads[t.PRODUCT * channels + c] * at[t.RSTD * channels + c],
-                grads[t.TOTAL * channels + c],
-            )
-            if u > 0 and p[t.PARAM_STEP] == 0:
-                dweight += to[t.PRODUCT * channels + c]
-                dbias += to[t.TOTAL * channels + c]
-            to[t.PRODUCT * channels + c], to[t.TOTAL * channels + c] = dweight, dbias
-    for u in range(units if p[t.PARAM_STEP] > 0 else 1):
-        grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        for c in range(channels):
-            if a[t.DWEIGHT] != 0:
-                poke(
-                    a[t.DWEIGHT],
-                    u * channels + c,
-                    p[t.WEIGHT_KIND],
-                    grads[t.PRODUCT * channels + c],
-                )
-            if a[t.DBIAS] != 0:
-                poke(a[t.DBIAS], u * channels + c, p[t.BIAS_KIND], grads[t.TOTAL * channels + c])
-    if a[t.DMEAN_LOGITS] != 0:
-        _to_logits(p, scratch, 0, a[t.MEAN_LOGITS], a[t.DMEAN_LOGITS])
-        _to_logits(p, scratch, 1, a[t.VAR_LOGITS], a[t.DVAR_LOGITS])
+    weights, sums = t.numbers(a[t.SMALL], p[t.AT_WEIGHTS]), t.numbers(a[t.SCRATCH], p[t.AT_LOGITS])
+    both = 2 * p[t.BRANCHES]
+    for u in range(1, p[t.SPREAD_UNITS]):
+        for i in range(both):
+            sums[i] += sums[u * both + i]
+    for which in range(2):
+        common = 0.0
+        for i in range(which, both, 2):
+            common += weights[i] * sums[i]
+        for i in range(which, both, 2):
+            gradient = weights[i] * (sums[i] - common)
+            poke(a[t.DMEAN_LOGITS + which], i // 2, p[t.LOGIT_KIND], gradient)

@@ -17,21 +17,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import sys
 import threading
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import carray, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core import serialize
 from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
 from numba.extending import intrinsic, overload, register_jitable
 from numba.misc.appdirs import AppDirs
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 # Sums are taken in whatever order is fastest, elsewhere only products may be fused into sums.
 # Never nnan or ninf: both must propagate. Never reassoc where (x - high) - low must be so.
@@ -89,62 +97,84 @@ def kernel(function: Callable[..., None]) -> Kernel:
 def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
     """Compile for C, or load what was compiled before."""
     options = {"nopython": True, "error_model": "numpy"}
-    compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
-    if _cache_folder() is not None:
-        compiled._cache = _OnDisk(function)
-    compiled.compile()
+    with _lock:
+        compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
+        compiled._cache = _OnDisk(f"{function.__module__}.{function.__qualname__}")
+        compiled.compile()
     return compiled
 
 
+# A fork waits for whoever compiles: the child would wait forever for locks of a thread it lacks.
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
 
 @cache
-def _cache_folder() -> str | None:
-    """Where machine code is kept: beside the source, else where the user's caches are, else not."""
-    beside = Path(__file__).parent / "__pycache__"
-    users = Path(AppDirs(appname="normalform", appauthor=False).user_cache_dir)
-    chosen = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else [beside, users]
-    for folder in chosen:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return str(folder)
-    return None
+def folders() -> list[Path]:
+    """Where machine code is looked for; it is kept in the first of them that can be written to."""
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR)]
+    users = AppDirs(appname="normalform", appauthor=False).user_cache_dir
+    return [Path(__file__).parent / "__pycache__", Path(users)]
 
 
 @cache
-def _source_stamp() -> str:
+def source_stamp() -> bytes:
     """What machine code depends on: kernels call functions of other files of this folder."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
-class _Locator(_CacheLocator):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._line = function.__code__.co_firstlineno
+class _OnDisk:
+    """Machine code in a file for each function, type and processor, in the place of Numba's cache.
 
-    def get_cache_path(self) -> str:
-        return _cache_folder() or ""
+    Numba's has an index for all types of a function: two processes that compile at the same time
+    can leave one that names the code of another type, and a damaged one stops the program. Here a
+    file that is not just as it was written, from the same source, counts as none.
+    """
 
-    def get_source_stamp(self) -> str:
-        return _source_stamp()
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    def get_disambiguator(self) -> str:
-        return str(self._line)
+    def load_overload(self, signature: Any, context: Any) -> CompileResult | None:
+        """What was saved, or None."""
+        context.refresh()
+        file = self._file(signature, context.codegen())
+        for folder in folders():
+            with suppress(OSError):
+                found = (folder / file).read_bytes()
+                seal, code = found[:32], found[32:]
+                if seal == _seal(code):
+                    return CompileResult._rebuild(context, *pickle.loads(code))
+        return None
 
-    @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
-        return cls(py_func)
+    def save_overload(self, signature: Any, compiled: CompileResult) -> None:
+        """Write it, whole or not at all. Where no folder can be written to, there is no cache."""
+        code, file = serialize.dumps(compiled._reduce()), self._file(signature, compiled.codegen)
+        for folder in folders():
+            part = folder / f"{file}.{uuid.uuid4().hex}"
+            with suppress(OSError):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    part.write_bytes(_seal(code) + code)
+                    part.replace(folder / file)
+                    return
+                finally:
+                    part.unlink(missing_ok=True)
+
+    def _file(self, signature: Any, codegen: Any) -> str:
+        version = sys.implementation.cache_tag
+        key = hashlib.sha256(repr((signature, codegen.magic_tuple(), version)).encode())
+        return f"{self._name}-{key.hexdigest()[:16]}.nbc"
 
 
-class _OnDisk(FunctionCache):
-    class _impl_class(CompileResultCacheImpl):
-        _locator_classes: ClassVar[list[type]] = [_Locator]
+def _seal(code: bytes) -> bytes:
+    return hashlib.sha256(source_stamp() + code).digest()
 
 
 @intrinsic

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -32,6 +31,8 @@ PARALLEL = 65536
 # Planes shorter than this are taken side by side where statistics run across samples.
 SHORT = 128
 MANY = 4
+# In place of the number of parts: the one part that is everything, see blend.pool.
+SHARED = -1
 
 
 def memory_order(x: Tensor) -> str | None:
@@ -115,12 +116,14 @@ class Layout:
         else:
             self._lay_units()
             self._lay_branches()
+        self.tiled, self.staged = self._tiled(), self._staged()
 
     def _lay_rows(self) -> None:
         p, (only,) = self.table, self.request.plan.branches
         p[t.CHANNELS] = self.request.shape[1]
         p[t.UNITS] = p[t.ITEMS] = self.values // self.request.shape[1]
         p[t.CENTER] = only is not None and only.center
+        p[t.AT_BRANCHES + t.ROLE] = t.OWN
         # Each part has its own sums for the gradients of weight and bias: many rows a part.
         parts = max(1, min(64, p[t.UNITS] // 16, self.values // PART))
         p[t.ITEMS_A_PART] = -(-p[t.UNITS] // parts)
@@ -182,8 +185,9 @@ class Layout:
             if k == r.tracked:
                 p[t.TRACKED] = b
         spread = 1 if alike else units
-        p[t.SPREAD_UNITS], p[t.AT_SPREAD] = spread, small
-        self.small = small + t.SPREAD * channels * spread
+        p[t.SPREAD_UNITS], p[t.AT_WEIGHTS] = spread, small
+        p[t.AT_SPREAD] = small + 2 * len(r.plan.branches)
+        self.small = int(p[t.AT_SPREAD]) + t.SPREAD * channels * spread
         for at, size in (
             (t.AT_GRADS, t.GRADS * channels * spread),
             (t.AT_TERMS, t.TERMS * channels * spread),
@@ -199,8 +203,7 @@ class Layout:
             for k in range(len(self.request.plan.branches))
         ]
 
-    @cached_property
-    def tiled(self) -> Programs | None:
+    def _tiled(self) -> Programs | None:
         """As much as possible for a few cells at a time, while they are in the cache."""
         p = self.table
         if self.kind == "rows":
@@ -221,8 +224,7 @@ class Layout:
         parts = -(-units * groups // wanted)
         return Programs(self, parts, items_a_part, planes_a_part, tiled=True)
 
-    @cached_property
-    def staged(self) -> Programs:
+    def _staged(self) -> Programs:
         """One pass over the whole tensor after the other."""
         items = int(self.table[t.ITEMS])
         items_a_part = -(-items // max(1, min(items, self.values // PART, 256)))
@@ -246,55 +248,63 @@ class Programs:
         self.table = layout.table.copy()
         self.table[t.ITEMS_A_PART], self.table[t.PLANES_A_PART] = items_a_part, planes_a_part
         self.address = self.table.ctypes.data
-        self._backward: dict[tuple[bool, bool], tuple[np.ndarray, int]] = {}
+        self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
 
-    @cached_property
+    @property
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
-        layout, passes, roles = self.layout, self._passes(), self.layout.roles()
-        if layout.kind == "rows":
-            return self._program([(self.parts, [rows.forward])])
-        track = [blend.track] if layout.request.tracked is not None else []
-        before = [(1, [blend.given])] if t.GIVEN in roles else []
-        own = [] if layout.given else [passes.moments]
-        pools = [blend.pool_own] if t.OWN in roles else []
-        shared = [blend.pool_shared] if t.SHARED in roles else []
-        if not self.tiled:
-            algebra = (1, [*pools, *shared, blend.mix, *track])
-            return self._program(
-                [*before, (self.parts, own), algebra, (self.parts, [passes.apply])]
-            )
-        after = [blend.mix, passes.apply]
-        if not shared:
-            phases = [(self.parts, [*own, *pools, *after]), (1, track)]
-        else:
-            phases = [(self.parts, [*own, *pools]), (1, [*shared, *track]), (self.parts, after)]
-        return self._program([*before, *phases])
+        return self._made.get(None) or self._make(None, self._forward_phases())
 
     def backward(self, dx: bool, small: bool) -> tuple[np.ndarray, int]:
         """For the gradients that are needed: x's, those of the small arrays."""
-        if (dx, small) not in self._backward:
-            self._backward[dx, small] = self._program(self._backward_phases(dx, small))
-        return self._backward[dx, small]
+        key = dx, small
+        return self._made.get(key) or self._make(key, self._backward_phases(dx, small))
+
+    def _make(
+        self, key: tuple[bool, bool] | None, phases: list[tuple[int, list[Kernel]]]
+    ) -> tuple[np.ndarray, int]:
+        # Where two threads make one, the first stays for both: a table in use must not be freed.
+        # A lock, as in functools.cached_property, would stay taken in a child after fork.
+        return self._made.setdefault(key, self._program(phases))
+
+    def _forward_phases(self) -> list[tuple[int, list[Kernel]]]:
+        layout, passes, roles = self.layout, self._passes(), self.layout.roles()
+        if layout.kind == "rows":
+            return [(self.parts, [rows.forward])]
+        track = [(1, [blend.track])] if layout.request.tracked is not None else []
+        before = [(1, [blend.given])] if t.GIVEN in roles else []
+        if layout.request.logits is not None:
+            before.append((1, [blend.weigh]))
+        own = [] if layout.given else [passes.moments]
+        pools = [blend.pool] if t.OWN in roles else []
+        shared = [(SHARED, [blend.pool])] if t.SHARED in roles else []
+        last = [blend.mix, passes.apply]
+        if not self.tiled:
+            phases = [(self.parts, own), (1, pools), *shared, *track]
+            return [*before, *phases, (1, last[:1]), (self.parts, last[1:])]
+        if not shared:
+            return [*before, (self.parts, [*own, *pools, *last]), *track]
+        return [*before, (self.parts, [*own, *pools]), *shared, *track, (self.parts, last)]
 
     def _backward_phases(self, dx: bool, small: bool) -> list[tuple[int, list[Kernel]]]:
         layout, passes, roles = self.layout, self._passes(), self.layout.roles()
-        params = [blend.parameters] if small else []
         if layout.kind == "rows":
             return [(self.parts, [rows.backward]), (1, [rows.parameters] if small else [])]
+        params = [blend.parameters] if small else []
+        if small and layout.request.logits is not None:
+            params.append(blend.logits)
         sums = [] if layout.given and not small else [passes.sums]
-        gather = [blend.gather_own] if sums else []
-        shared = [blend.gather_shared] if t.SHARED in roles else []
-        last = [passes.scale if layout.given else passes.grad_input] if dx else []
+        own = [blend.collect, blend.gather] if sums else []
+        shared = [(SHARED, [blend.gather])] if t.SHARED in roles else []
+        last = [blend.terms]
+        if dx:
+            last.append(passes.scale if layout.given else passes.grad_input)
         if not self.tiled:
-            algebra = (1, [*gather, *shared, blend.terms, *params])
-            return [(self.parts, sums), algebra, (self.parts, last)]
+            phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), (1, params)]
+            return [*phases, (self.parts, last[1:])]
         if not shared:
-            return [(self.parts, [*sums, *gather, blend.terms, *last]), (1, params)]
-        return [
-            (self.parts, [*sums, *gather]), (1, shared),
-            (self.parts, [blend.terms, *last]), (1, params),
-        ]  # fmt: skip
+            return [(self.parts, [*sums, *own, *last]), (1, params)]
+        return [(self.parts, [*sums, *own]), *shared, (self.parts, last), (1, params)]
 
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes

@@ -31,14 +31,12 @@ PIECE = 32768
 
 
 @helper
-def _parameters(a: Any, p: Any) -> Any:
-    """Weight and bias in float64."""
-    values = p[t.CHANNELS]
-    both = np.empty((2, values))
-    for j in range(values):
-        both[0, j] = peek(a[t.WEIGHT], j, p[t.WEIGHT_KIND]) if a[t.WEIGHT] != 0 else 1.0
-        both[1, j] = peek(a[t.BIAS], j, p[t.BIAS_KIND]) if a[t.BIAS] != 0 else 0.0
-    return both
+def _wide(address: int, size: int, kind: int, absent: float) -> Any:
+    """A parameter in float64."""
+    wide = np.empty(size)
+    for j in range(size):
+        wide[j] = peek(address, j, kind) if address != 0 else absent
+    return wide
 
 
 @helper
@@ -77,9 +75,11 @@ def _mean_square(row: Any) -> float:
 
 
 @elementwise
-def _write(row: Any, y: Any, s: Any, high: float, low_rstd: float, rstd: float) -> None:
+def _write(
+    row: Any, y: Any, weight: Any, bias: Any, high: float, low_rstd: float, rstd: float
+) -> None:
     for j in range(row.size):
-        store(y, j, ((load(row, j) - high) * rstd - low_rstd) * s[0, j] + s[1, j])
+        store(y, j, ((load(row, j) - high) * rstd - low_rstd) * weight[j] + bias[j])
 
 
 @kernel
@@ -87,28 +87,29 @@ def forward(x: Any, args: int, part: int) -> None:
     """The output of some rows, and their mean and rstd."""
     a, p = t.tables(args)
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
-    spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
-    s, values, eps = _parameters(a, p), p[t.CHANNELS], double_of_bits(p[t.EPS])
+    kept, values = t.numbers(a[t.SMALL], 0), p[t.CHANNELS]
+    weight = _wide(a[t.WEIGHT], values, p[t.WEIGHT_KIND], 1.0)
+    bias = _wide(a[t.BIAS], values, p[t.BIAS_KIND], 0.0)
     first, last = t.items_of(p, part)
     for r in range(first, last):
-        row = data[r * values : (r + 1) * values]
+        row, y = data[r * values : (r + 1) * values], out[r * values : (r + 1) * values]
         if p[t.CENTER] == 1:
             near, rest, var = _row_moments(row)
-            high = near + rest
-            low = (near - high) + rest
         else:
-            high, low, var = 0.0, 0.0, _mean_square(row)
-        rstd = 1.0 / math.sqrt(var + eps)
-        spread[3 * r], spread[3 * r + 1], spread[3 * r + 2] = high, low, rstd
-        _write(row, out[r * values : (r + 1) * values], s, high, low * rstd, rstd)
+            near, rest, var = 0.0, 0.0, _mean_square(row)
+        high = near + rest
+        low = (near - high) + rest
+        rstd = 1.0 / math.sqrt(var + double_of_bits(p[t.EPS]))
+        kept[3 * r], kept[3 * r + 1], kept[3 * r + 2] = high, low, rstd
+        _write(row, y, weight, bias, high, low * rstd, rstd)
 
 
 @reduction
-def _row_sums(row: Any, dy: Any, s: Any, high: float) -> tuple[float, float]:
+def _row_sums(row: Any, dy: Any, weight: Any, high: float) -> tuple[float, float]:
     """``sum weight dy`` and ``sum weight dy (x - high)``."""
     total, product = 0.0, 0.0
     for j in range(row.size):
-        g = load(dy, j) * s[0, j]
+        g = load(dy, j) * weight[j]
         total += g
         product += g * (load(row, j) - high)
     return total, product
@@ -116,20 +117,21 @@ def _row_sums(row: Any, dy: Any, s: Any, high: float) -> tuple[float, float]:
 
 @elementwise
 def _row_input(
-    row: Any, dy: Any, dx: Any, s: Any,
-    high: float, rstd: float, slope: float, offset: float,
-) -> None:  # fmt: skip
+    row: Any, dy: Any, dx: Any, weight: Any, high: float, rstd: float, slope: float, offset: float
+) -> None:
     for j in range(row.size):
         statistics = (load(row, j) - high) * slope + offset
-        store(dx, j, (load(dy, j) * s[0, j]) * rstd + statistics)
+        store(dx, j, (load(dy, j) * weight[j]) * rstd + statistics)
 
 
 @elementwise
-def _row_parameters(row: Any, dy: Any, s: Any, high: float, low_rstd: float, rstd: float) -> None:
+def _row_parameters(
+    row: Any, dy: Any, dweight: Any, dbias: Any, high: float, low_rstd: float, rstd: float
+) -> None:
     for j in range(row.size):
         g = load(dy, j)
-        s[1, j] += g
-        s[2, j] += g * ((load(row, j) - high) * rstd - low_rstd)
+        dbias[j] += g
+        dweight[j] += g * ((load(row, j) - high) * rstd - low_rstd)
 
 
 @kernel
@@ -137,49 +139,38 @@ def backward(x: Any, args: int, part: int) -> None:
     """The gradient of some rows, and their part in those of weight and bias."""
     a, p = t.tables(args)
     data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
-    dx, values = array(a[t.DX], x, 1 << 40), p[t.CHANNELS]
-    spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
-    s = np.zeros((3, values))
-    s[0] = _parameters(a, p)[0]
+    dx, kept, values = array(a[t.DX], x, 1 << 40), t.numbers(a[t.SMALL], 0), p[t.CHANNELS]
+    weight = _wide(a[t.WEIGHT], values, p[t.WEIGHT_KIND], 1.0)
+    sums = t.numbers(a[t.SCRATCH], 2 * values * part)
+    dweight, dbias = sums[:values], sums[values : 2 * values]
+    learns = a[t.DWEIGHT] != 0 or a[t.DBIAS] != 0
+    for j in range(2 * values if learns else 0):
+        sums[j] = 0.0
     first, last = t.items_of(p, part)
     for r in range(first, last):
         row, g = data[r * values : (r + 1) * values], dy[r * values : (r + 1) * values]
-        high, low, rstd = spread[3 * r], spread[3 * r + 1], spread[3 * r + 2]
+        high, low, rstd = kept[3 * r], kept[3 * r + 1], kept[3 * r + 2]
         if a[t.DX] != 0:
-            total, product = _row_sums(row, g, s, high)
+            total, product = _row_sums(row, g, weight, high)
             slope = -((product - low * total) * rstd) * (rstd * rstd) / values
             offset = -total * rstd / values if p[t.CENTER] == 1 else 0.0
-            _row_input(
-                row,
-                g,
-                dx[r * values : (r + 1) * values],
-                s,
-                high,
-                rstd,
-                slope,
-                offset - low * slope,
-            )
-        if a[t.DWEIGHT] != 0 or a[t.DBIAS] != 0:
-            _row_parameters(row, g, s, high, low * rstd, rstd)
-    if a[t.DWEIGHT] != 0 or a[t.DBIAS] != 0:
-        sums = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * values * part)
-        for j in range(values):
-            sums[j], sums[values + j] = s[1, j], s[2, j]
+            out, offset = dx[r * values : (r + 1) * values], offset - low * slope
+            _row_input(row, g, out, weight, high, rstd, slope, offset)
+        if learns:
+            _row_parameters(row, g, dweight, dbias, high, low * rstd, rstd)
 
 
 @kernel
 def parameters(x: Any, args: int, part: int) -> None:
     """The gradients of weight and bias, from those of all parts."""
     a, p = t.tables(args)
-    sums, values = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), p[t.CHANNELS]
+    sums, values = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     parts = (p[t.ITEMS] + p[t.ITEMS_A_PART] - 1) // p[t.ITEMS_A_PART]
-    dweight, dbias = np.zeros(values), np.zeros(values)
-    for i in range(parts):
-        for j in range(values):
-            dbias[j] += sums[2 * values * i + j]
-            dweight[j] += sums[2 * values * i + values + j]
+    for i in range(1, parts):
+        for j in range(2 * values):
+            sums[j] += sums[2 * values * i + j]
     for j in range(values):
         if a[t.DWEIGHT] != 0:
-            poke(a[t.DWEIGHT], j, p[t.WEIGHT_KIND], dweight[j])
+            poke(a[t.DWEIGHT], j, p[t.WEIGHT_KIND], sums[j])
         if a[t.DBIAS] != 0:
-            poke(a[t.DBIAS], j, p[t.BIAS_KIND], dbias[j])
+            poke(a[t.DBIAS], j, p[t.BIAS_KIND], sums[values + j])

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
+import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from normalform.cells import Cells
-from normalform.kernels import composite, cpu, warn_not_finite
+from normalform.kernels import composite, warn_not_finite
+from normalform.kernels.cpu import table as t
+from normalform.kernels.cpu import team
 from normalform.kernels.cpu.compiled import HOLDS, KINDS
-from normalform.kernels.cpu.layout import Layout, Request, memory_order, pattern
+from normalform.kernels.cpu.layout import PARALLEL, Layout, Request, memory_order, pattern
 from normalform.kernels.plan import Pair, Plan
 
+# The table of a call, see ``table``: all of it, and as much of it as the forward needs.
+_CALL = struct.Struct(f"11qd{t.ARGS - 12}q")
+_FORWARD = struct.Struct(f"11qd{8 * (t.ARGS - 12)}x")
+_Table = ctypes.c_int64 * t.ARGS
 
-class Compiled(NamedTuple):
-    """The steps of a norm on tensors of one shape, in machine code. See ``kernels.Steps``.
 
-    ``order`` brings x's axes into (n, c, *s); weight and bias are as the user has them.
+class Compiled:
+    """The steps of a norm on tensors of one layout, in machine code. See ``kernels.Steps``.
+
+    ``shape`` is x's as the recipes see it, ``order`` brings its axes into (n, c, *s), where weight
+    and bias have ``param_shape``.
     """
 
-    layout: Layout
-    order: tuple[int, ...]
-    param_shape: tuple[int, ...]
+    def __init__(
+        self,
+        layout: Layout,
+        shape: tuple[int, ...],
+        order: tuple[int, ...],
+        param_shape: tuple[int, ...],
+    ) -> None:
+        self.layout, self.shape, self.order, self.param_shape = layout, shape, order, param_shape
+        self.copies, self.tracks = layout.request.copies, layout.request.tracked is not None
+        self.alone = layout.values < PARALLEL
+
+    def __str__(self) -> str:
+        few = f"one thread below {PARALLEL} values"
+        threads = few if self.alone else f"threads: {torch.get_num_threads()}"
+        return f"cpu ({self.layout.kind}), {threads}"
+
+    def prepare(self, backward: bool) -> None:
+        """Compile, or load, whatever it may run on any number of threads."""
+        team.prepare()
+        asked, layout = self.layout.request, self.layout
+        small = any(kind is not None for kind in (asked.weight, asked.bias, asked.logits))
+        for programs in (layout.tiled, layout.staged if layout.kind != "rows" else None):
+            if programs is not None:
+                _ = programs.forward, programs.backward(True, small) if backward else None
 
     def forward(
         self,
@@ -33,45 +65,125 @@ class Compiled(NamedTuple):
         logits: Pair | None,
         running: Pair | None,
         momentum: float,
-    ) -> tuple[Tensor, cpu.Kept]:
-        """The output; running statistics are moved where they are tracked."""
-        y, kept = cpu.forward(self.layout, x, weight, bias, logits, running, momentum)
-        for name, bad in zip(("running_mean", "running_var"), kept.not_finite, strict=True):
-            if bad:
-                warn_not_finite(name, bad, self.layout.request.shape[1])
-        return y, kept
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output, and the small arrays; running statistics are moved where they are tracked."""
+        threads = 1 if self.alone else torch.get_num_threads()
+        programs = self.layout.programs(threads)
+        if self.copies:
+            x = x.contiguous()
+        y = torch.empty_like(x)
+        size = self.layout.small
+        small = torch.empty(size, dtype=torch.float64) if keep else _scratch(size)
+        to_mean = to_var = mean = var = 0
+        if logits is not None:
+            to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
+        if running is not None:
+            mean, var = running[0].data_ptr(), running[1].data_ptr()
+        args = _FORWARD.pack(
+            programs.forward[1], programs.address, x.data_ptr(), y.data_ptr(), small.data_ptr(),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            to_mean, to_var, mean, var, momentum,
+        )  # fmt: skip
+        if self.tracks and running is not None:
+            self._move(args, threads, running)
+        else:
+            team.run(args, threads)
+        return y, small if keep else None
+
+    def _move(self, args: bytes, threads: int, running: Pair) -> None:
+        """Run, and say that running statistics were written to, and which kept their value."""
+        told = _Table.from_buffer_copy(args)
+        team.run(told, threads)
+        increment_version(running)
+        for name, at in (("running_mean", t.NOT_FINITE_MEAN), ("running_var", t.NOT_FINITE_VAR)):
+            if told[at]:
+                warn_not_finite(name, told[at], self.layout.request.shape[1])
 
     def backward(
         self,
-        kept: cpu.Kept,
+        kept: Tensor,
         dy: Tensor,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         logits: Pair | None,
         needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        """The gradients that are needed."""
-        return cpu.backward(self.layout, kept, dy, x, weight, bias, logits, needs)
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of x, weight, bias and both logits, those that are needed."""
+        threads = 1 if self.alone else torch.get_num_threads()
+        programs = self.layout.programs(threads)
+        if self.copies:
+            x = x.contiguous()
+        if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
+            dy = torch.empty_like(x).copy_(dy)
+        dx = dweight = dbias = dmean = dvar = None
+        to_dx = to_dweight = to_dbias = to_mean = to_var = to_dmean = to_dvar = 0
+        if needs[0]:
+            dx = torch.empty_like(x)
+            to_dx = dx.data_ptr()
+        if needs[1] and weight is not None:
+            dweight = torch.empty_like(weight)
+            to_dweight = dweight.data_ptr()
+        if needs[2] and bias is not None:
+            dbias = torch.empty_like(bias)
+            to_dbias = dbias.data_ptr()
+        if logits is not None:
+            to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
+            if needs[3] or needs[4]:
+                dmean, dvar = torch.empty_like(logits[0]), torch.empty_like(logits[1])
+                to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
+        program = programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0)
+        scratch = _scratch(self.layout.scratch)
+        args = _CALL.pack(
+            program[1], programs.address, x.data_ptr(), 0, kept.data_ptr(),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            to_mean, to_var, 0, 0, 0.0, 0, 0,
+            dy.data_ptr(), to_dx, scratch.data_ptr(),
+            to_dweight, to_dbias, to_dmean, to_dvar,
+        )  # fmt: skip
+        team.run(args, threads)
+        return dx, dweight, dbias, dmean, dvar
 
     def again(
         self,
-        kept: cpu.Kept,
+        kept: Tensor,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         logits: Pair | None,
     ) -> Tensor:
         """The output in operators that torch differentiates."""
-        constants = cpu.constants(self.layout, kept)
-        if constants is not None:
-            mean, var = (c.view(1, -1, *(1,) * (x.ndim - 2)) for c in constants)
-            constants = mean, var
+        constants, z = self._constants(kept), x.reshape(self.shape).permute(self.order)
         # (n, c) comes before the positions in every order that is taken.
         w, b = (None if t is None else t.reshape(self.param_shape) for t in (weight, bias))
-        plan, back = self.layout.request.plan, [self.order.index(d) for d in range(x.ndim)]
-        y, _ = composite(x.permute(self.order), plan, w, b, logits, constants)
-        return y.permute(back)
+        y, _ = composite(z, self.layout.request.plan, w, b, logits, constants)
+        back = [self.order.index(d) for d in range(z.ndim)]
+        return y.permute(back).reshape(x.shape)
+
+    def _constants(self, kept: Tensor) -> Pair | None:
+        """The running statistics that were used, as they were then."""
+        roles, (_, c, *s) = self.layout.roles(), self.layout.request.shape
+        if t.GIVEN not in roles:
+            return None
+        at = int(self.layout.table[t.AT_BRANCHES + t.BRANCH * roles.index(t.GIVEN) + t.AT_CELLS])
+        shape = (1, c, *(1 for _ in s))
+        return kept[at + c : at + 2 * c].view(shape), kept[at + 3 * c : at + 4 * c].view(shape)
+
+
+_local = threading.local()
+_LARGEST = 1 << 16  # numbers, half a megabyte for each thread that computes
+
+
+def _scratch(size: int) -> Tensor:
+    """Memory for float64 numbers that nobody needs once the call is over."""
+    if size > _LARGEST:
+        return torch.empty(size, dtype=torch.float64)
+    try:
+        return _local.memory
+    except AttributeError:
+        _local.memory = torch.empty(_LARGEST, dtype=torch.float64)
+        return _local.memory
 
 
 def find(
@@ -125,7 +237,7 @@ def find(
     if kind is None:
         return "its memory pattern has no kernel"
     sizes = [size if d in param_dims else 1 for d, size in enumerate(x.shape)]
-    return Compiled(Layout(request, kind), order, tuple(sizes[d] for d in order))
+    return Compiled(Layout(request, kind), tuple(x.shape), order, tuple(sizes[d] for d in order))
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -16,11 +16,11 @@ from numba.extending import register_jitable
 
 from normalform.kernels.cpu.compiled import array
 
-# Of each call: addresses, 0 for what is not there.
+# Of each call: addresses, 0 for what is not there. Those of the forward come first.
 (
-    PROGRAM, PLAN, X, Y, DY, DX, SMALL, SCRATCH, WEIGHT, BIAS, DWEIGHT, DBIAS,
-    MEAN_LOGITS, VAR_LOGITS, DMEAN_LOGITS, DVAR_LOGITS, RUNNING_MEAN, RUNNING_VAR,
-    MOMENTUM, NOT_FINITE_MEAN, NOT_FINITE_VAR,
+    PROGRAM, PLAN, X, Y, SMALL, WEIGHT, BIAS, MEAN_LOGITS, VAR_LOGITS,
+    RUNNING_MEAN, RUNNING_VAR, MOMENTUM, NOT_FINITE_MEAN, NOT_FINITE_VAR,
+    DY, DX, SCRATCH, DWEIGHT, DBIAS, DMEAN_LOGITS, DVAR_LOGITS,
 ) = range(21)  # fmt: skip
 ARGS = 21
 
@@ -30,8 +30,8 @@ ARGS = 21
     UNIT_STEP, PIECE_STEP, CHANNEL_STEP, TILES, TILE, FOLD,
     ITEMS, ITEMS_A_PART, PLANES_A_PART, SPREAD_UNITS, PARAM_STEP,
     WEIGHT_KIND, BIAS_KIND, LOGIT_KIND, RUNNING_KIND, EPS, CENTER,
-    TRACKED, BRANCHES, AT_SPREAD, AT_SUMS, AT_GRADS, AT_TERMS, AT_LOGITS, AT_BRANCHES,
-) = range(33)  # fmt: skip
+    TRACKED, BRANCHES, AT_WEIGHTS, AT_SPREAD, AT_SUMS, AT_GRADS, AT_TERMS, AT_LOGITS, AT_BRANCHES,
+) = range(34)  # fmt: skip
 # Of each branch, from AT_BRANCHES on: its cells, and where their sums are in the backward.
 BLOCK, BLOCKS, GROUPS, ROLE, CELLS, AT_CELLS, AT_GATHER = range(7)
 BRANCH = 7
@@ -75,8 +75,10 @@ def items_of(p: Any, part: int) -> tuple[int, int]:
 
 @register_jitable
 def extent_of(p: Any, part: int) -> tuple[int, int, int, int]:
-    """Units and channels of a part: some units, or some channels of one."""
+    """Units and channels of a part: some units, or some channels of one; all of part -1."""
     channels = p[CHANNELS]
+    if part < 0:
+        return 0, p[UNITS], 0, channels
     first = part * p[PLANES_A_PART]
     last = first + p[PLANES_A_PART]
     last = last if last < p[UNITS] * channels else p[UNITS] * channels
@@ -90,7 +92,7 @@ def extent_of(p: Any, part: int) -> tuple[int, int, int, int]:
 def spread_of(p: Any, part: int) -> tuple[int, int, int, int]:
     """The same of coefficients: one unit stands for all where they are alike."""
     if p[SPREAD_UNITS] < p[UNITS]:
-        return 0, 1, 0, p[CHANNELS]
+        return 0, p[SPREAD_UNITS], 0, p[CHANNELS]
     return extent_of(p, part)
 
 

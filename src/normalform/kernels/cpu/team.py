@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -31,9 +32,10 @@ from numba.extending import register_jitable
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, call, compile_function
 
-# A program: number of phases; for each, number of parts, number of kernels, addresses of kernels.
-KERNELS_A_PHASE = 4
-PHASE = 2 + KERNELS_A_PHASE
+# A program: number of phases; for each, first part, number of parts, number of kernels, addresses
+# of kernels.
+KERNELS_A_PHASE = 5
+PHASE = 3 + KERNELS_A_PHASE
 
 _OPENMP = "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier", "GOMP_parallel"
 _thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
@@ -42,24 +44,34 @@ _barrier = types.ExternalFunction("GOMP_barrier", types.void())
 
 
 def program(phases: list[tuple[int, list[int]]]) -> np.ndarray:
-    """The table of a program: (number of parts, addresses of kernels) for each phase."""
+    """The table of a program: (number of parts, addresses of kernels) for each phase.
+
+    Of -1 parts there is one, which has the number -1.
+    """
     table = np.zeros(1 + PHASE * len(phases), np.int64)
     table[0] = len(phases)
     for i, (parts, addresses) in enumerate(phases):
         at = 1 + PHASE * i
-        table[at], table[at + 1] = parts, len(addresses)
-        table[at + 2 : at + 2 + len(addresses)] = addresses
+        table[at : at + 3] = min(parts, 0), abs(parts), len(addresses)
+        table[at + 3 : at + 3 + len(addresses)] = addresses
     return table
 
 
 def run(args: Any, threads: int) -> None:
-    """Run a program; ``args`` is the table of the call, a ctypes array."""
+    """Run a program; ``args`` is the table of the call, bytes or a ctypes array."""
     if threads == 1:
         _alone()(args)
     elif (team := openmp()) is None:
         _in_threads(args, threads)
     else:
         team(args, threads)
+
+
+def prepare() -> None:
+    """Compile, or load, what runs programs, on one thread and on several."""
+    _alone()
+    if openmp() is None:
+        _phase()
 
 
 _forked = False
@@ -72,7 +84,8 @@ def _after_fork() -> None:
     _pool.cache_clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @register_jitable
@@ -80,10 +93,10 @@ def _share(args: int, phase: int, thread: int, threads: int) -> None:
     a = array(args, np.int64, t.ARGS)
     phases = array(a[t.PROGRAM], np.int64, 1 << 16)
     at = 1 + PHASE * phase
-    parts = phases[at]
+    first, parts = phases[at], phases[at + 1]
     for part in range(thread * parts // threads, (thread + 1) * parts // threads):
-        for k in range(phases[at + 1]):
-            call(phases[at + 2 + k], a[t.X], args, part)
+        for k in range(phases[at + 2]):
+            call(phases[at + 3 + k], a[t.X], args, first + part)
 
 
 def _all(args: int) -> None:
@@ -117,7 +130,7 @@ def openmp() -> Any:
     if _forked or "OpenMP" not in torch.__config__.parallel_info():
         return None
     try:
-        library = ctypes.CDLL("libgomp.so.1")  # the one that torch has loaded
+        library = ctypes.CDLL("libgomp.so.1", os.RTLD_NOLOAD)  # the one that torch has loaded
         for name in _OPENMP:
             llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     except (OSError, AttributeError):
@@ -131,9 +144,12 @@ def openmp() -> Any:
 
 def _in_threads(args: Any, threads: int) -> None:
     one_phase, pool = _phase(), _pool()
-    for phase in range(ctypes.c_int64.from_address(args[t.PROGRAM]).value):
-        others = [pool.submit(one_phase, args, phase, i, threads) for i in range(1, threads)]
+    program = int.from_bytes(bytes(args)[:8], sys.byteorder)
+    for phase in range(ctypes.c_int64.from_address(program).value):
+        others: list[Future[None]] = []
         try:
+            for i in range(1, threads):
+                others.append(pool.submit(one_phase, args, phase, i, threads))
             one_phase(args, phase, 0, threads)
         finally:  # an interrupt must not free what others still write to
             wait(others)

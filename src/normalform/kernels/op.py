@@ -1,0 +1,328 @@
+"""A norm as one operator of a graph that ``torch.compile`` makes, around the compiled kernels.
+
+``normalform::norm`` and ``normalform::norm_backward`` change nothing they are given: running
+statistics that move are an output, which the graph copies. What they are told names no size of x,
+so one graph serves any batch, and is text, so that it may outlive the process that made it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from normalform.cells import Cells
+from normalform.kernels import cpu_engine, exporting
+from normalform.kernels.plan import Pair
+from normalform.recipes import Recipe, recipe
+
+if TYPE_CHECKING:
+    from normalform.kernels.cpu.steps import Compiled
+
+_TYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Numbers that are kept: of a row, of a cell, of a channel for each sample it differs in.
+_ROW, _CELL, _CHANNEL = 3, 4, 7
+
+
+def engine_runs() -> bool:
+    """Whether the compiled kernels are there, and no transform wants derivatives they lack."""
+    plain = peek_interpreter_stack() is None and forward_ad._current_level < 0
+    return plain and not isinstance(cpu_engine(), str)
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler: run, not traced.
+engine_runs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def room(
+    x: Tensor,
+    cells: Sequence[Cells],
+    param_dims: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+    tracked: int | None,
+    given: bool,
+) -> int | None:
+    """How many numbers the operator keeps for its backward; None where it does not take the norm.
+
+    It is traced, so sizes may be symbols. What it takes, ``kernels.cpu.steps.find`` takes too.
+    """
+    if not torch.compiler.is_compiling() or exporting() or not engine_runs() or not _fit([x]):
+        return None
+    for pair in ((weight, bias), logits, running):
+        if not _fit(pair or ()) or not all(t is None or t.is_contiguous() for t in pair or ()):
+            return None
+    if any(pair is not None and pair[0].dtype != pair[1].dtype for pair in (logits, running)):
+        return None
+    order, positions = cells[0].order, math.prod(cells[0].shape[2:])
+    last = not x.is_contiguous() and _is_channels_last(x)
+    if order != tuple(range(x.ndim)):
+        if last or order != (0, x.ndim - 1, *range(1, x.ndim - 1)):
+            return None
+        last = x.shape[-1] != 1
+    if x.numel() == 0 or param_dims not in (order[1:2], order[:2]):
+        return None
+    branches = [c for k, c in enumerate(cells) if not (given and k == tracked)]
+    if logits is not None and any(max(c.counts) == 1 for c in branches):
+        return None
+    per_sample = len(param_dims) == 2
+    alone = len(cells) == 1 and not per_sample and (running is None or tracked is None)
+    if alone and _are_rows(cells[0]) and (positions == 1 or (last and not cells[0].spatial)):
+        return _ROW * (x.numel() // cells[0].shape[1])
+    if any(not c.center or (not c.spatial and positions > 1) for c in branches):
+        return None
+    return _room_of_cells(cells, branches, per_sample)
+
+
+def _fit(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether all are ordinary tensors of types that the kernels know."""
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, torch.nn.Parameter)
+            and t.layout == torch.strided
+            and t.device.type == "cpu"
+            and t.dtype in _TYPES
+        )
+        for t in tensors
+    )
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim in _CHANNELS_LAST and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
+
+
+def _are_rows(cells: Cells) -> bool:
+    """Whether each sample's channels share statistics, all of them and no other sample's."""
+    return cells.groups == 1 and len(cells.runs) == 1 and cells.runs[0].block == 1
+
+
+def _room_of_cells(cells: Sequence[Cells], branches: Sequence[Cells], per_sample: bool) -> int:
+    samples, channels = cells[0].shape[:2]
+    blocks = [sum((run.stop - run.start) // run.block for run in c.runs) for c in branches]
+    count = channels * (len(cells) - len(branches))
+    count += sum(n * c.groups for n, c in zip(blocks, branches, strict=True))
+    alike = not per_sample and all(n == 1 for n in blocks)
+    return _CELL * count + _CHANNEL * channels * (1 if alike else samples)
+
+
+class Form(NamedTuple):
+    """What a norm is, apart from tensors and eps. ``tracked`` as in ``kernels.cpu.steps.find``."""
+
+    recipes: tuple[Recipe, ...]
+    params: str
+    tracked: int | None
+    given: bool
+
+    def write(self) -> str:
+        """As text.
+
+        >>> Form((recipe("(b [n]) c [s]", n=2),), "c", 0, False).write()
+        '(b [n]) c [s], center=1, n=2; c; moved 0'
+        """
+        parts = [
+            ", ".join(
+                [str(r), f"center={int(r.center)}", *(f"{k}={n}" for k, n in r.sizes.items())]
+            )
+            for r in self.recipes
+        ]
+        use = "" if self.tracked is None else f"{'given' if self.given else 'moved'} {self.tracked}"
+        return "; ".join([*parts, self.params, use])
+
+    @staticmethod
+    def read(text: str) -> Form:
+        """From what :meth:`write` wrote."""
+        *parts, params, use = text.split("; ")
+        recipes: list[Recipe] = []
+        for part in parts:
+            notation, *rest = part.split(", ")
+            sizes = {key: int(n) for key, n in (each.split("=") for each in rest)}
+            recipes.append(recipe(notation, center=bool(sizes.pop("center")), **sizes))
+        word, _, tracked = use.partition(" ")
+        return Form(tuple(recipes), params, int(tracked) if use else None, word == "given")
+
+    @property
+    def moves(self) -> bool:
+        """Whether running statistics move."""
+        return self.tracked is not None and not self.given
+
+
+_form = lru_cache(maxsize=1024)(Form.read)
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+    momentum: float | Tensor,
+    eps: float,
+    form: Form,
+    room: int,
+) -> Tensor:
+    """The norm as the operator; running statistics are moved where they are tracked."""
+    share, number = (momentum, 0.0) if isinstance(momentum, Tensor) else (None, momentum)
+    mean_logits, var_logits = logits or (None, None)
+    running_mean, running_var = running or (None, None)
+    y, _, moved = norm(
+        x, weight, bias, mean_logits, var_logits, running_mean, running_var, share, number,
+        eps, form.write(), room,
+    )  # fmt: skip
+    with torch.no_grad():
+        for buffer, new in zip(running or (), moved, strict=False):
+            buffer.copy_(new)
+    return y
+
+
+@torch.library.custom_op("normalform::norm", mutates_args=(), device_types="cpu")
+def norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_logits: Tensor | None,
+    var_logits: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    share: Tensor | None,
+    momentum: float,
+    eps: float,
+    form: str,
+    room: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """y, ``room`` numbers for the backward, and the running statistics where they move.
+
+    Those move by ``share``, or where there is none by ``momentum``.
+    """
+    logits, running = _both(mean_logits, var_logits), _both(running_mean, running_var)
+    steps = _steps(
+        x, weight, bias, logits, None if running is None else running[0].dtype, eps, form
+    )
+    moved: list[Tensor] = []
+    if running is not None and _form(form).moves:
+        running = running[0].clone(), running[1].clone()
+        moved = [*running]
+    number = momentum if share is None else float(share)
+    y, kept = steps.forward(x, weight, bias, logits, running, number, True)
+    assert kept is not None
+    return y, _last(kept, room), moved
+
+
+@torch.library.custom_op("normalform::norm_backward", mutates_args=(), device_types="cpu")
+def norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_logits: Tensor | None,
+    var_logits: Tensor | None,
+    kept: Tensor,
+    running: torch.dtype | None,
+    eps: float,
+    form: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those gradients of x, weight, bias and both logits that are needed."""
+    logits = _both(mean_logits, var_logits)
+    steps = _steps(x, weight, bias, logits, running, eps, form)
+    small = _last(kept, steps.layout.small)
+    found = steps.backward(small, dy, x, weight, bias, logits, needs)
+    return [t for t, needed in zip(found, needs, strict=True) if needed and t is not None]
+
+
+def _last(numbers: Tensor, count: int) -> Tensor:
+    """The last of them, ``count``: what was only needed on the way lies before."""
+    missing = count - len(numbers)
+    if missing > 0:
+        return torch.cat([numbers.new_zeros(missing), numbers])
+    return numbers[-missing:].clone() if missing else numbers
+
+
+@norm.register_fake
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    *_, running_mean, running_var, _, _, _, form, room = args
+    moved = [torch.empty_like(t) for t in (running_mean, running_var) if _form(form).moves]
+    return _like(x), x.new_empty(room, dtype=torch.float64), moved
+
+
+@norm_backward.register_fake
+def _(dy: Tensor, x: Tensor, *args: Any) -> list[Tensor]:
+    *small, _, _, _, _, needs = args
+    gradients = [_like(x), *(None if t is None else torch.empty_like(t) for t in small)]
+    return [g for g, needed in zip(gradients, needs, strict=True) if needed and g is not None]
+
+
+def _like(x: Tensor) -> Tensor:
+    """As the kernels make it: without gaps."""
+    dense = x.is_contiguous() or _is_channels_last(x)
+    return torch.empty_like(
+        x, memory_format=torch.preserve_format if dense else torch.contiguous_format
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    x, weight, bias, mean_logits, var_logits, running_mean, _, _, _, eps, form, _ = inputs
+    _, kept, moved = output
+    ctx.save_for_backward(x, weight, bias, mean_logits, var_logits, kept)
+    ctx.mark_non_differentiable(kept, *moved)
+    ctx.said = None if running_mean is None else running_mean.dtype, eps, form
+
+
+def _gradients(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, mean_logits, var_logits, kept = ctx.saved_tensors
+    needs = [bool(needed) for needed in ctx.needs_input_grad[:5]]
+    found = iter(
+        norm_backward(dy, x, weight, bias, mean_logits, var_logits, kept, *ctx.said, needs)
+    )
+    return *(next(found) if needed else None for needed in needs), *[None] * 7
+
+
+norm.register_autograd(_gradients, setup_context=_save)
+
+
+def _steps(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: torch.dtype | None,
+    eps: float,
+    form: str,
+) -> Compiled:
+    """The compiled steps, found once for each layout in memory."""
+    key = (
+        form, eps, running, x.dtype, x.shape, x.stride(),
+        *(None if t is None else (t.dtype, t.shape) for t in (weight, bias, *(logits or ()))),
+    )  # fmt: skip
+    found = _found.get(key)
+    if found is None:
+        recipes, params, tracked, given = _form(form)
+        cells = [r.cells(x.shape) for r in recipes]
+        buffer = torch.empty(cells[0].shape[1], dtype=running)
+        dims = recipes[0].param_dims(x.ndim, params)
+        found = import_module("normalform.kernels.cpu.steps").find(
+            x, cells, eps, dims, weight, bias, logits, running and (buffer, buffer), tracked, given
+        )
+        if isinstance(found, str):
+            raise RuntimeError(f"the graph was compiled for compiled kernels, but {found}")
+        if len(_found) >= 4096:
+            _found.clear()
+        _found[key] = found
+    return found
+
+
+_found: dict[tuple[Any, ...], Compiled] = {}
+
+
+def _both(mean: Tensor | None, var: Tensor | None) -> Pair | None:
+    return None if mean is None or var is None else (mean, var)
