@@ -251,7 +251,7 @@ class _Normalize(torch.autograd.Function):
 
 
 # Past Function.apply, which looks for torch.func transforms: is_plain has found none.
-_apply: Any = super(torch.autograd.Function, _Normalize).apply
+_apply: Any = super(torch.autograd.Function, _Normalize).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ByPasses(NamedTuple):

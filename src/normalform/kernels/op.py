@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-# Numbers that are kept: of a row, of a cell, of a channel for each sample it differs in.
-_ROW, _CELL, _CHANNEL = 3, 4, 7
+# Numbers that are kept: of a row; of a branch, a cell, a channel for each sample it differs in.
+_ROW, _BRANCH, _CELL, _CHANNEL = 3, 2, 4, 7
 
 
 def engine_runs() -> bool:
@@ -113,7 +113,8 @@ def _room_of_cells(cells: Sequence[Cells], branches: Sequence[Cells], per_sample
     count = channels * (len(cells) - len(branches))
     count += sum(n * c.groups for n, c in zip(blocks, branches, strict=True))
     alike = not per_sample and all(n == 1 for n in blocks)
-    return _CELL * count + _CHANNEL * channels * (1 if alike else samples)
+    spread = channels * (1 if alike else samples)
+    return _BRANCH * len(cells) + _CELL * count + _CHANNEL * spread
 
 
 class Form(NamedTuple):

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import double_of_bits, helper, kernel, peek, poke
+from normalform.kernels.cpu.compiled import double_of_bits, helper, peek, poke, small_kernel
 
 
 @helper
@@ -22,7 +22,7 @@ def _cell(p: Any, b: int, unit: int) -> int:
     return (block if block < last else last) * p[b + t.GROUPS]
 
 
-@kernel
+@small_kernel
 def pool(x: Any, args: int, part: int) -> None:
     """The cells that lie within a part; with part -1, those that parts share.
 
@@ -66,7 +66,7 @@ def pool(x: Any, args: int, part: int) -> None:
                     small[3 * cells + cell] /= small[cell]
 
 
-@kernel
+@small_kernel
 def given(x: Any, args: int, part: int) -> None:
     """Running statistics as the cells of the branches they stand for."""
     a, p = t.tables(args)
@@ -81,7 +81,7 @@ def given(x: Any, args: int, part: int) -> None:
                 to[3 * channels + c] = peek(a[t.RUNNING_VAR], c, p[t.RUNNING_KIND])
 
 
-@kernel
+@small_kernel
 def weigh(x: Any, args: int, part: int) -> None:
     """The softmax of the logits: how much each branch counts."""
     a, p = t.tables(args)
@@ -117,7 +117,7 @@ def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
             to[t.SHIFT * channels + c] += peek(a[t.BIAS], first + c, p[t.BIAS_KIND])
 
 
-@kernel
+@small_kernel
 def mix(x: Any, args: int, part: int) -> None:
     """From the cells to the coefficients of each channel.
 
@@ -164,7 +164,7 @@ def _move(buffer: int, c: int, kind: int, new: float, share: float) -> int:
     return 0
 
 
-@kernel
+@small_kernel
 def track(x: Any, args: int, part: int) -> None:
     """Move the running statistics towards mean and unbiased variance, averaged over the blocks."""
     a, p = t.tables(args)
@@ -184,7 +184,7 @@ def track(x: Any, args: int, part: int) -> None:
         a[t.NOT_FINITE_VAR] += _move(a[t.RUNNING_VAR], c, kind, var, share)
 
 
-@kernel
+@small_kernel
 def collect(x: Any, args: int, part: int) -> None:
     """Both sums of each channel from those of its slots, and the gradients of mean and variance."""
     a, p = t.tables(args)
@@ -208,9 +208,9 @@ def collect(x: Any, args: int, part: int) -> None:
             to[t.DVAR * channels + c] = -0.5 * (product * scale) * (rstd * rstd)
 
 
-@kernel
+@small_kernel
 def gather(x: Any, args: int, part: int) -> None:
-    """Sums of these gradients over the cells within a part; with part -1, over those parts share."""
+    """Sums of these gradients over the cells of a part; with part -1, over those parts share."""
     a, p = t.tables(args)
     scratch, channels = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
@@ -231,7 +231,7 @@ def gather(x: Any, args: int, part: int) -> None:
                 scratch[cells + to] = dvar if opens else scratch[cells + to] + dvar
 
 
-@kernel
+@small_kernel
 def terms(x: Any, args: int, part: int) -> None:
     """``dx = factor dy + slope (x - high) + offset``, and each unit's part in logit gradients.
 
@@ -276,7 +276,7 @@ def terms(x: Any, args: int, part: int) -> None:
             to[t.OFFSET * channels + c] -= at[t.LOW * channels + c] * to[t.SLOPE * channels + c]
 
 
-@kernel
+@small_kernel
 def parameters(x: Any, args: int, part: int) -> None:
     """The gradients of weight and bias."""
     a, p = t.tables(args)
@@ -296,7 +296,7 @@ def parameters(x: Any, args: int, part: int) -> None:
             poke(a[t.DBIAS], i, p[t.BIAS_KIND], dbias)
 
 
-@kernel
+@small_kernel
 def logits(x: Any, args: int, part: int) -> None:
     """The gradients of the logits, through the softmax: ``w_k (g_k - sum_j w_j g_j)``."""
     a, p = t.tables(args)

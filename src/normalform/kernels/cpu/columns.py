@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import carray, types
 from numba.extending import overload
 
@@ -21,10 +20,14 @@ from normalform.kernels.cpu.compiled import (
     load,
     reduction,
     store,
+    workspace,
 )
 
-# The most values that are worked on side by side: six float64 arrays of them fit into 48 KiB.
+# The most values that are worked on side by side; their arrays are STEP numbers apart, so that the
+# compiler sees that they do not overlap: no multiple of 4 KiB, or a load has to wait for a store to
+# another array.
 LONG = 1024
+STEP = LONG + 168
 
 
 @helper
@@ -94,15 +97,15 @@ def _add_moments(data: Any, s: Any, rows: int, step: int, n: int) -> None:
             shift = s[j]
             d0, d1 = load(x0, j) - shift, load(x1, j) - shift
             d2, d3 = load(x2, j) - shift, load(x3, j) - shift
-            s[LONG + j] += (d0 + d1) + (d2 + d3)
-            s[2 * LONG + j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+            s[STEP + j] += (d0 + d1) + (d2 + d3)
+            s[2 * STEP + j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
         row += 4
     while row < rows:
         x0 = data[row * step : row * step + n]
         for j in range(n):
             d0 = load(x0, j) - s[j]
-            s[LONG + j] += d0
-            s[2 * LONG + j] += d0 * d0
+            s[STEP + j] += d0
+            s[2 * STEP + j] += d0 * d0
         row += 1
 
 
@@ -112,8 +115,8 @@ def _add_squares(data: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
         x = data[row * step : row * step + n]
         for j in range(n):
-            d = (load(x, j) - s[j]) - s[LONG + j]
-            s[2 * LONG + j] += d * d
+            d = (load(x, j) - s[j]) - s[STEP + j]
+            s[2 * STEP + j] += d * d
 
 
 def needs_second_pass(data: Any) -> bool:
@@ -132,7 +135,7 @@ def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
     data, slots = carray(x, (1 << 40,)), t.numbers(a[t.SMALL], 0)
-    s = np.empty(3 * LONG)
+    s = workspace(3 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -144,24 +147,24 @@ def moments(x: Any, args: int, part: int) -> None:
         for j in range(values, values * p[t.FOLD]):
             s[j] = s[j - values]
         steps, n, step, left = _steps(p, rows, values)
-        s[LONG : LONG + n] = 0.0
-        s[2 * LONG : 2 * LONG + n] = 0.0
+        s[STEP : STEP + n] = 0.0
+        s[2 * STEP : 2 * STEP + n] = 0.0
         _add_moments(data[start:], s, steps, step, n)
         _add_moments(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
-        _collapse(s, LONG, values, p)
+        _collapse(s, STEP, values, p)
         if needs_second_pass(data):
-            means = s[LONG : LONG + c1 - c0] / count
-            _expand(means, 0, 0, values, p, s, LONG)
-            s[2 * LONG : 2 * LONG + n] = 0.0
+            means = s[STEP : STEP + c1 - c0] / count
+            _expand(means, 0, 0, values, p, s, STEP)
+            s[2 * STEP : 2 * STEP + n] = 0.0
             _add_squares(data[start:], s, steps, step, n)
             _add_squares(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
             for c in range(c1 - c0):
-                s[LONG + c] = means[c] * count
-        _collapse(s, 2 * LONG, values, p)
+                s[STEP + c] = means[c] * count
+        _collapse(s, 2 * STEP, values, p)
         for c in range(c1 - c0):
             slot = t.slot_of(p, unit, piece, c0 + c)
-            rest = s[LONG + c] / count
-            var = s[2 * LONG + c] / count
+            rest = s[STEP + c] / count
+            var = s[2 * STEP + c] / count
             if not needs_second_pass(data):
                 var -= rest * rest
             slots[slot], slots[p[t.SLOTS] + slot] = count, s[c * width]
@@ -174,7 +177,7 @@ def _apply(data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
         x, y = data[row * step : row * step + n], out[row * step : row * step + n]
         for j in range(n):
-            store(y, j, (load(x, j) - s[j]) * s[LONG + j] + s[2 * LONG + j])
+            store(y, j, (load(x, j) - s[j]) * s[STEP + j] + s[2 * STEP + j])
 
 
 @helper
@@ -187,14 +190,14 @@ def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
     a, p = t.tables(args)
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), np.empty(3 * LONG)
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), workspace(3 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
         at = _spread_at(p, unit, t.SPREAD)
         _expand(spread, at + t.HIGH * p[t.CHANNELS], c0, values, p, s, 0)
-        _expand(spread, at + t.SCALE * p[t.CHANNELS], c0, values, p, s, LONG)
-        _expand(spread, at + t.SHIFT * p[t.CHANNELS], c0, values, p, s, 2 * LONG)
+        _expand(spread, at + t.SCALE * p[t.CHANNELS], c0, values, p, s, STEP)
+        _expand(spread, at + t.SHIFT * p[t.CHANNELS], c0, values, p, s, 2 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
         _apply(data[start:], out[start:], s, steps, step, n)
@@ -210,15 +213,15 @@ def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
         g1 = dy[(row + 1) * step : (row + 1) * step + n]
         for j in range(n):
             high, a, b = s[j], load(g0, j), load(g1, j)
-            s[LONG + j] += a + b
-            s[2 * LONG + j] += a * (load(x0, j) - high) + b * (load(x1, j) - high)
+            s[STEP + j] += a + b
+            s[2 * STEP + j] += a * (load(x0, j) - high) + b * (load(x1, j) - high)
         row += 2
     while row < rows:
         x0, g0 = data[row * step : row * step + n], dy[row * step : row * step + n]
         for j in range(n):
             a = load(g0, j)
-            s[LONG + j] += a
-            s[2 * LONG + j] += a * (load(x0, j) - s[j])
+            s[STEP + j] += a
+            s[2 * STEP + j] += a * (load(x0, j) - s[j])
         row += 1
 
 
@@ -228,7 +231,7 @@ def sums(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
-    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), np.empty(3 * LONG)
+    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), workspace(3 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -236,15 +239,15 @@ def sums(x: Any, args: int, part: int) -> None:
         _expand(spread, high, c0, values, p, s, 0)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        s[LONG : LONG + n] = 0.0
-        s[2 * LONG : 2 * LONG + n] = 0.0
+        s[STEP : STEP + n] = 0.0
+        s[2 * STEP : 2 * STEP + n] = 0.0
         _add_sums(data[start:], dy[start:], s, steps, step, n)
         _add_sums(data[end:], dy[end:], s, 1 if left > 0 else 0, step, left)
-        _collapse(s, LONG, values, p)
-        _collapse(s, 2 * LONG, values, p)
+        _collapse(s, STEP, values, p)
+        _collapse(s, 2 * STEP, values, p)
         for c in range(c1 - c0):
             slot = 2 * t.slot_of(p, unit, piece, c0 + c)
-            slots[slot], slots[slot + 1] = s[LONG + c], s[2 * LONG + c]
+            slots[slot], slots[slot + 1] = s[STEP + c], s[2 * STEP + c]
 
 
 @elementwise
@@ -253,8 +256,8 @@ def _input(data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) ->
         i = row * step
         x, g, d = data[i : i + n], dy[i : i + n], dx[i : i + n]
         for j in range(n):
-            statistics = (load(x, j) - s[j]) * s[2 * LONG + j] + s[3 * LONG + j]
-            store(d, j, load(g, j) * s[LONG + j] + statistics)
+            statistics = (load(x, j) - s[j]) * s[2 * STEP + j] + s[3 * STEP + j]
+            store(d, j, load(g, j) * s[STEP + j] + statistics)
 
 
 @kernel
@@ -263,15 +266,15 @@ def grad_input(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
     dx, channels = array(a[t.DX], x, 1 << 40), p[t.CHANNELS]
-    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), np.empty(4 * LONG)
+    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), workspace(4 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
         at = _spread_at(p, unit, t.TERMS)
         _expand(terms, at + t.CENTRE * channels, c0, values, p, s, 0)
-        _expand(terms, at + t.FACTOR * channels, c0, values, p, s, LONG)
-        _expand(terms, at + t.SLOPE * channels, c0, values, p, s, 2 * LONG)
-        _expand(terms, at + t.OFFSET * channels, c0, values, p, s, 3 * LONG)
+        _expand(terms, at + t.FACTOR * channels, c0, values, p, s, STEP)
+        _expand(terms, at + t.SLOPE * channels, c0, values, p, s, 2 * STEP)
+        _expand(terms, at + t.OFFSET * channels, c0, values, p, s, 3 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
         _input(data[start:], dy[start:], dx[start:], s, steps, step, n)
@@ -291,7 +294,7 @@ def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
     dy, dx = array(a[t.DY], x, 1 << 40), array(a[t.DX], x, 1 << 40)
-    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), np.empty(LONG)
+    terms, s = t.numbers(a[t.SCRATCH], p[t.AT_TERMS]), workspace(STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)

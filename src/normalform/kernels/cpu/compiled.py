@@ -63,13 +63,9 @@ HOLDS: dict[torch.dtype, Any] = {
 class Kernel:
     """A function compiled once for each type of its tensors."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function = function
-        self.__doc__, self.__name__, self.module = (
-            function.__doc__,
-            function.__name__,
-            function.__module__,
-        )
+    def __init__(self, function: Callable[..., None], reads_x: bool) -> None:
+        self.function, self.reads_x = function, reads_x
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
         self._address: dict[torch.dtype, int] = {}
         self._compiled: list[CFunc] = []  # keeps the machine code alive
 
@@ -90,8 +86,13 @@ class Kernel:
 
 
 def kernel(function: Callable[..., None]) -> Kernel:
-    """Mark ``f(x, args, part)`` as a kernel."""
-    return Kernel(function)
+    """Mark ``f(x, args, part)`` as a kernel that reads tensors."""
+    return Kernel(function, reads_x=True)
+
+
+def small_kernel(function: Callable[..., None]) -> Kernel:
+    """Mark it as a kernel of small arrays, which is the same for tensors of any type."""
+    return Kernel(function, reads_x=False)
 
 
 def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
@@ -192,6 +193,13 @@ def at(typing: Any, address: Any, like: Any) -> Any:
 def array(address: int, like: Any, size: int) -> Any:
     """The array of ``size`` elements at an address."""
     return carray(at(address, like), (size,))
+
+
+@register_jitable
+def workspace(size: int) -> Any:
+    """Room for float64 numbers, which starts with a cache line."""
+    room = np.empty(size + 8)
+    return room[(64 - room.ctypes.data % 64) // 8 % 8 :]
 
 
 def _reinterpret(source: Any, target: Any) -> Any:

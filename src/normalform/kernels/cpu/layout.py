@@ -31,6 +31,7 @@ PARALLEL = 65536
 # Planes shorter than this are taken side by side where statistics run across samples.
 SHORT = 128
 MANY = 4
+ROWS_A_PART = 64
 # In place of the number of parts: the one part that is everything, see blend.pool.
 SHARED = -1
 
@@ -76,15 +77,23 @@ def pattern(r: Request) -> str | None:
     """Which kernels fit: "rows", "planes" or "columns"; None where none do."""
     positions = math.prod(r.shape[2:])
     cells = [c for c in r.plan.branches if c is not None]
-    if len(r.plan.branches) == 1 and cells and not r.per_sample and r.tracked is None:
-        only = cells[0]
-        alone = only.runs == ((0, r.shape[0], 1),) and only.groups == 1
-        if alone and (positions == 1 or (not only.spatial and r.order == "columns")):
-            return "rows"
+    alone = len(r.plan.branches) == 1 and not r.per_sample and r.tracked is None
+    if alone and cells and _are_rows(r, cells[0], positions):
+        return "rows"
     if any(not c.center or (not c.spatial and positions > 1) for c in cells):
         return None
     short = positions < SHORT and r.shape[0] >= MANY and _whole(r)
     return "columns" if r.order == "columns" or positions == 1 or short else "planes"
+
+
+def _are_rows(r: Request, cells: Cells, positions: int) -> bool:
+    """Whether cells are runs of neighbouring values, each with its own weight or nearly so."""
+    if cells.runs != ((0, r.shape[0], 1),):
+        return False
+    if positions == 1 or (not cells.spatial and r.order == "columns"):
+        return cells.groups == 1
+    short = cells.spatial and positions < SHORT and r.shape[0] * cells.groups >= 2 * MANY
+    return short and (r.order == "planes" or cells.groups == 1)
 
 
 def _whole(r: Request) -> bool:
@@ -99,6 +108,8 @@ class Layout:
     def __init__(self, request: Request, kind: str) -> None:
         self.request, self.kind = request, kind
         self.values = math.prod(request.shape)
+        # Numbers that the forward keeps, that it needs for itself, and that the backward needs.
+        self.small = self.temporary = self.scratch = 0
         self.table = np.zeros(t.AT_BRANCHES + t.BRANCH * len(request.plan.branches), np.int64)
         self.given = request.plan.base is None
         p = self.table
@@ -120,15 +131,21 @@ class Layout:
 
     def _lay_rows(self) -> None:
         p, (only,) = self.table, self.request.plan.branches
-        p[t.CHANNELS] = self.request.shape[1]
-        p[t.UNITS] = p[t.ITEMS] = self.values // self.request.shape[1]
+        channels = self.request.shape[1]
+        spatial, groups = (only.spatial, only.groups) if only is not None else (False, 1)
+        values = channels * (math.prod(self.request.shape[2:]) if spatial else 1)
+        p[t.CHANNELS], p[t.TILES], p[t.TILE] = channels, groups, values // groups
+        p[t.WIDTH] = values // channels if self.request.order == "planes" else 1
+        p[t.UNITS] = p[t.ITEMS] = self.values // p[t.TILE]
         p[t.CENTER] = only is not None and only.center
         p[t.AT_BRANCHES + t.ROLE] = t.OWN
-        # Each part has its own sums for the gradients of weight and bias: many rows a part.
-        parts = max(1, min(64, p[t.UNITS] // 16, self.values // PART))
+        # Each part has its own sums for the gradients of weight and bias, which cost a few rows.
+        enough = ROWS_A_PART if values == p[t.TILE] else MANY * 4
+        parts = max(1, min(64, self.values // (enough * values), self.values // PART))
         p[t.ITEMS_A_PART] = -(-p[t.UNITS] // parts)
         self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
-        self.small, self.scratch = 3 * p[t.UNITS], 2 * self.parts * p[t.CHANNELS]
+        p[t.AT_SUMS] = self.temporary = 2 * values
+        self.small, self.scratch = 3 * int(p[t.UNITS]), 2 * (self.parts + 1) * values
 
     def _lay_units(self) -> None:
         p, r = self.table, self.request
@@ -270,7 +287,7 @@ class Programs:
     def _forward_phases(self) -> list[tuple[int, list[Kernel]]]:
         layout, passes, roles = self.layout, self._passes(), self.layout.roles()
         if layout.kind == "rows":
-            return [(self.parts, [rows.forward])]
+            return [(1, [rows.expand]), (self.parts, [rows.forward])]
         track = [(1, [blend.track])] if layout.request.tracked is not None else []
         before = [(1, [blend.given])] if t.GIVEN in roles else []
         if layout.request.logits is not None:
@@ -289,7 +306,8 @@ class Programs:
     def _backward_phases(self, dx: bool, small: bool) -> list[tuple[int, list[Kernel]]]:
         layout, passes, roles = self.layout, self._passes(), self.layout.roles()
         if layout.kind == "rows":
-            return [(self.parts, [rows.backward]), (1, [rows.parameters] if small else [])]
+            phases = [(1, [rows.expand]), (self.parts, [rows.backward])]
+            return [*phases, (1, [rows.parameters] if small else [])]
         params = [blend.parameters] if small else []
         if small and layout.request.logits is not None:
             params.append(blend.logits)
@@ -315,10 +333,7 @@ class Programs:
             [
                 (
                     parts,
-                    [
-                        k.address(dtype if k.module != blend.__name__ else torch.float32)
-                        for k in kernels
-                    ],
+                    [k.address(dtype if k.reads_x else torch.float32) for k in kernels],
                 )
                 for parts, kernels in phases
                 if kernels

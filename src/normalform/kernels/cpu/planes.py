@@ -51,7 +51,8 @@ def centred(row: Any, shift: float, rest: float, square: float) -> float:
     raise NotImplementedError
 
 
-@overload(centred, strict=False)
+# As a reduction: thousands of squares added one after the other would lose digits of float64.
+@overload(centred, strict=False, jit_options={"fastmath": {"reassoc", "nsz", "contract"}})
 def _centred(row: Any, shift: Any, rest: Any, square: Any) -> Any:
     if row.dtype != types.float64:
         return lambda row, shift, rest, square: square - rest * rest * row.size

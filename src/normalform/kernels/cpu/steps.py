@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +23,8 @@ from normalform.kernels.cpu.layout import PARALLEL, Layout, Request, memory_orde
 from normalform.kernels.plan import Pair, Plan
 
 # The table of a call, see ``table``: all of it, and as much of it as the forward needs.
-_CALL = struct.Struct(f"11qd{t.ARGS - 12}q")
-_FORWARD = struct.Struct(f"11qd{8 * (t.ARGS - 12)}x")
+_CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
+_FORWARD = struct.Struct(f"12qd{8 * (t.ARGS - 13)}x")
 _Table = ctypes.c_int64 * t.ARGS
 
 
@@ -72,9 +75,10 @@ class Compiled:
         programs = self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
-        y = torch.empty_like(x)
-        size = self.layout.small
-        small = torch.empty(size, dtype=torch.float64) if keep else _scratch(size)
+        y = _new(x)
+        size, temporary = self.layout.small, self.layout.temporary
+        scratch = _scratch(temporary if keep else temporary + size)
+        small = torch.empty(size, dtype=torch.float64) if keep else scratch
         to_mean = to_var = mean = var = 0
         if logits is not None:
             to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
@@ -82,6 +86,7 @@ class Compiled:
             mean, var = running[0].data_ptr(), running[1].data_ptr()
         args = _FORWARD.pack(
             programs.forward[1], programs.address, x.data_ptr(), y.data_ptr(), small.data_ptr(),
+            scratch.data_ptr() + (0 if keep else 8 * size),
             0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             to_mean, to_var, mean, var, momentum,
         )  # fmt: skip
@@ -119,8 +124,8 @@ class Compiled:
             dy = torch.empty_like(x).copy_(dy)
         dx = dweight = dbias = dmean = dvar = None
         to_dx = to_dweight = to_dbias = to_mean = to_var = to_dmean = to_dvar = 0
-        if needs[0]:
-            dx = torch.empty_like(x)
+        if needs[0] or self.layout.kind == "rows":  # whose kernel makes both at once
+            dx = _new(x)
             to_dx = dx.data_ptr()
         if needs[1] and weight is not None:
             dweight = torch.empty_like(weight)
@@ -136,14 +141,13 @@ class Compiled:
         program = programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0)
         scratch = _scratch(self.layout.scratch)
         args = _CALL.pack(
-            program[1], programs.address, x.data_ptr(), 0, kept.data_ptr(),
+            program[1], programs.address, x.data_ptr(), 0, kept.data_ptr(), scratch.data_ptr(),
             0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             to_mean, to_var, 0, 0, 0.0, 0, 0,
-            dy.data_ptr(), to_dx, scratch.data_ptr(),
-            to_dweight, to_dbias, to_dmean, to_dvar,
+            dy.data_ptr(), to_dx, to_dweight, to_dbias, to_dmean, to_dvar,
         )  # fmt: skip
         team.run(args, threads)
-        return dx, dweight, dbias, dmean, dvar
+        return dx if needs[0] else None, dweight, dbias, dmean, dvar
 
     def again(
         self,
@@ -169,6 +173,31 @@ class Compiled:
         at = int(self.layout.table[t.AT_BRANCHES + t.BRANCH * roles.index(t.GIVEN) + t.AT_CELLS])
         shape = (1, c, *(1 for _ in s))
         return kept[at + c : at + 2 * c].view(shape), kept[at + 3 * c : at + 4 * c].view(shape)
+
+
+# From this many bytes on malloc often takes fresh pages for a tensor. Where they were of 4 KiB, to
+# get them took 4 times as long as a norm itself (tensors of 32 and 64 MB, Linux, 2026-11).
+_HUGE = 4 << 20
+
+
+def _new(x: Tensor) -> Tensor:
+    """An empty tensor like x; the kernel is told that all of it will be written to."""
+    new = torch.empty_like(x)
+    size = new.nbytes
+    if size >= _HUGE and (advise := _madvise()) is not None:
+        first = -(-new.data_ptr() // 4096) * 4096
+        advise(first, (new.data_ptr() + size) // 4096 * 4096 - first, 14)  # MADV_HUGEPAGE
+    return new
+
+
+@cache
+def _madvise() -> Any:
+    """Advice about memory, which cannot fail in a way that matters; on Linux only."""
+    if sys.platform != "linux":
+        return None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return advise
 
 
 _local = threading.local()

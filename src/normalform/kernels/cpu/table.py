@@ -18,9 +18,9 @@ from normalform.kernels.cpu.compiled import array
 
 # Of each call: addresses, 0 for what is not there. Those of the forward come first.
 (
-    PROGRAM, PLAN, X, Y, SMALL, WEIGHT, BIAS, MEAN_LOGITS, VAR_LOGITS,
+    PROGRAM, PLAN, X, Y, SMALL, SCRATCH, WEIGHT, BIAS, MEAN_LOGITS, VAR_LOGITS,
     RUNNING_MEAN, RUNNING_VAR, MOMENTUM, NOT_FINITE_MEAN, NOT_FINITE_VAR,
-    DY, DX, SCRATCH, DWEIGHT, DBIAS, DMEAN_LOGITS, DVAR_LOGITS,
+    DY, DX, DWEIGHT, DBIAS, DMEAN_LOGITS, DVAR_LOGITS,
 ) = range(21)  # fmt: skip
 ARGS = 21
 
