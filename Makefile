@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # One thread each: tests run in two processes.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: compare check test lint format clean
+.PHONY: compare check bench test lint format clean
 
 compare: $(VENV)/.lab
 	$(BIN)/normalform compare $(ARGS)
 
 check: $(VENV)/.lab
 	$(BIN)/normalform check $(ARGS)
+
+bench: $(VENV)/.lab
+	$(BIN)/normalform bench $(ARGS)
 
 test: $(VENV)/.dev
 	$(TEST) $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: ``normalform check`` and ``normalform compare``."""
+"""The command line: ``normalform check``, ``compare`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
     _add_check(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -107,6 +108,45 @@ def _check(options: argparse.Namespace) -> int:
     from normalform.lab.check import Options, run
 
     return run(Options(**_chosen(options)))
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time every norm, and whole networks, beside PyTorch's",
+        description="Time every norm beside PyTorch's layer and beside a copy of its input, from "
+        "256 to 26 million elements, and small networks before and after nf.convert. Everything "
+        "is measured in turns, and kept as a table (results.csv) and pictures.",
+    )
+    parser.add_argument("--quick", action="store_true", help="a look in half a minute")
+    parser.add_argument("--norms", type=_words, help="as batch,instance,switch, or none")
+    parser.add_argument("--models", type=_words, help="as unet2d,transformer, or none")
+    parser.add_argument(
+        "--no-models", dest="models", action="store_const", const=("none",), help="layers alone"
+    )
+    parser.add_argument("--shape", type=_numbers, help="one input for all norms, as 8,64,56,56")
+    parser.add_argument("--layout", help="contiguous or channels_last; both by default")
+    parser.add_argument("--max-elements", type=int, help="the largest tensor of the sweep")
+    parser.add_argument("--dtype", help="as bfloat16; float32 by default")
+    parser.add_argument("--kernel", help="the kernel our layers run; auto by default")
+    parser.add_argument("--threads", type=int, help="that compute; as PyTorch by default")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch.compile of PyTorch's layer compete; compiling takes most of the time",
+    )
+    parser.add_argument("--seconds", type=float, help="time for each case, more is steadier")
+    parser.add_argument("--name", help="of the folder: bench, or bench-part of a part")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder is made")
+    parser.add_argument("--show", type=Path, metavar="FOLDER", help="show an earlier one again")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from normalform.lab.bench import Options, bench
+
+    bench(Options(**_chosen(options), command=options.typed))
+    return 0
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
