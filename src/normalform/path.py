@@ -20,6 +20,8 @@ from normalform import kernels
 from normalform.cells import Cells
 from normalform.kernels import exporting as exporting
 from normalform.kernels import op
+from normalform.kernels.known import is_ordinary, remember
+from normalform.kernels.known import known as known
 from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Recipe, named, recipe
 
@@ -256,89 +258,14 @@ def compiled(
     given: bool,
     who: object,
 ) -> kernels.Steps | str:
-    """The compiled form of a norm on tensors that lie in memory as these do, or why there is none."""
-    if not _is_ordinary(x, weight, bias, logits, running):
+    """The compiled form of a norm on tensors that lie in memory as these, or why there is none."""
+    if not is_ordinary(x, weight, bias, logits, running):
         return "a tensor is not an ordinary one on the CPU, or operators are being watched"
     engine = kernels.cpu_engine()
     if isinstance(engine, str):
         return engine
     layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
     return engine.find(x, layout, eps, dims, weight, bias, logits, running, tracked, given)
-
-
-def known(
-    call: tuple[Any, ...],
-    kernel: str,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None = None,
-    running: Pair | None = None,
-    momentum: float | Tensor = 0.0,
-) -> Tensor | None:
-    """The result, if the same call was made before on tensors that lay in memory as these do.
-
-    Then all checks have passed and the kernels are chosen: a small tensor takes as long as these.
-    """
-    if kernel not in ("auto", "cpu") or not _is_ordinary(x, weight, bias, logits, running):
-        return None
-    steps = _remembered.get(_key(call, x, weight, bias, logits, running))
-    if steps is None:
-        return None
-    return kernels.differentiable(steps, x, weight, bias, logits, running, float(momentum))
-
-
-def remember(
-    call: tuple[Any, ...],
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-    steps: kernels.Steps,
-) -> None:
-    """For :func:`known`."""
-    if len(_remembered) >= 4096:
-        _remembered.clear()
-    _remembered[_key(call, x, weight, bias, logits, running)] = steps
-
-
-_remembered: dict[tuple[Any, ...], kernels.Steps] = {}
-
-
-def _is_ordinary(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-) -> bool:
-    if logits is None and running is None:
-        plain = kernels.is_plain(x, weight, bias)
-    else:
-        plain = kernels.is_plain(x, weight, bias, *(logits or ()), *(running or ()))
-    return plain and x.is_cpu and x.layout is torch.strided and not x.is_neg()
-
-
-def _key(
-    call: tuple[Any, ...],
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-) -> tuple[Any, ...]:
-    return (
-        call, x.dtype, x.shape, x.stride(),
-        weight is not None and _meta(weight),
-        bias is not None and _meta(bias),
-        logits is not None and (_meta(logits[0]), _meta(logits[1])),
-        running is not None and (_meta(running[0]), _meta(running[1])),
-    )  # fmt: skip
-
-
-def _meta(t: Tensor) -> tuple[Any, ...]:
-    return t.dtype, t.shape, t.is_contiguous(), t.is_cpu
 
 
 def _laid(

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from normalform.cells import Cells
 from normalform.kernels import cpu_engine, exporting
-from normalform.kernels.plan import Pair
+from normalform.kernels.plan import Pair, Plan
 from normalform.recipes import Recipe, recipe
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ def room(
     """
     if not torch.compiler.is_compiling() or exporting() or not engine_runs() or not _fit([x]):
         return None
+    from normalform.kernels.cpu.layout import Request, pattern
+
     for pair in ((weight, bias), logits, running):
         if not _fit(pair or ()) or not all(t is None or t.is_contiguous() for t in pair or ()):
             return None
     if any(pair is not None and pair[0].dtype != pair[1].dtype for pair in (logits, running)):
         return None
-    order, positions = cells[0].order, math.prod(cells[0].shape[2:])
+    order = cells[0].order
     last = not x.is_contiguous() and _is_channels_last(x)
     if order != tuple(range(x.ndim)):
         if last or order != (0, x.ndim - 1, *range(1, x.ndim - 1)):
@@ -72,16 +74,20 @@ def room(
         last = x.shape[-1] != 1
     if x.numel() == 0 or param_dims not in (order[1:2], order[:2]):
         return None
-    branches = [c for k, c in enumerate(cells) if not (given and k == tracked)]
-    if logits is not None and any(max(c.counts) == 1 for c in branches):
+    branches = tuple(None if given and k == tracked else c for k, c in enumerate(cells))
+    if logits is not None and any(c is not None and max(c.counts) == 1 for c in branches):
         return None
     per_sample = len(param_dims) == 2
-    alone = len(cells) == 1 and not per_sample and (running is None or tracked is None)
-    if alone and _are_rows(cells[0]) and (positions == 1 or (last and not cells[0].spatial)):
-        return _ROW * (x.numel() // cells[0].shape[1])
-    if any(not c.center or (not c.spatial and positions > 1) for c in branches):
-        return None
-    return _room_of_cells(cells, branches, per_sample)
+    kind = pattern(
+        Request(
+            Plan.of(branches, 0.0), cells[0].shape, "columns" if last else "planes", x.dtype,
+            per_sample=per_sample,
+            tracked=tracked if running is not None and not given else None,
+        )
+    )  # fmt: skip
+    if kind == "rows":
+        return _ROW * _count(cells[0])
+    return None if kind is None else _room_of_cells(branches, cells[0].shape, per_sample)
 
 
 def _fit(tensors: Sequence[Tensor | None]) -> bool:
@@ -102,19 +108,20 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.ndim in _CHANNELS_LAST and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
 
 
-def _are_rows(cells: Cells) -> bool:
-    """Whether each sample's channels share statistics, all of them and no other sample's."""
-    return cells.groups == 1 and len(cells.runs) == 1 and cells.runs[0].block == 1
+def _count(cells: Cells) -> int:
+    """How many cells there are."""
+    blocks = sum((stop - start) // block for start, stop, block in cells.runs)
+    return blocks * cells.groups * (1 if cells.spatial else math.prod(cells.shape[2:]))
 
 
-def _room_of_cells(cells: Sequence[Cells], branches: Sequence[Cells], per_sample: bool) -> int:
-    samples, channels = cells[0].shape[:2]
-    blocks = [sum((run.stop - run.start) // run.block for run in c.runs) for c in branches]
-    count = channels * (len(cells) - len(branches))
-    count += sum(n * c.groups for n, c in zip(blocks, branches, strict=True))
-    alike = not per_sample and all(n == 1 for n in blocks)
-    spread = channels * (1 if alike else samples)
-    return _BRANCH * len(cells) + _CELL * count + _CHANNEL * spread
+def _room_of_cells(
+    branches: Sequence[Cells | None], shape: tuple[int, ...], per_sample: bool
+) -> int:
+    samples, channels, *_ = shape
+    count = sum(channels if c is None else _count(c) for c in branches)
+    alike = not per_sample and all(c is None or c.runs[0].block == samples for c in branches)
+    spread = channels if alike else channels * samples
+    return _BRANCH * len(branches) + _CELL * count + _CHANNEL * spread
 
 
 class Form(NamedTuple):

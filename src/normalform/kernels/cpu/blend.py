@@ -305,7 +305,7 @@ def logits(x: Any, args: int, part: int) -> None:
     for u in range(1, p[t.SPREAD_UNITS]):
         for i in range(both):
             sums[i] += sums[u * both + i]
-    for which in range(2):
+    for which in range(2 if a[t.DMEAN_LOGITS] != 0 else 0):  # both are learned, or neither
         common = 0.0
         for i in range(which, both, 2):
             common += weights[i] * sums[i]

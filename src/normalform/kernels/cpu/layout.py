@@ -267,7 +267,6 @@ class Programs:
         self.address = self.table.ctypes.data
         self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
 
-    @property
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
         return self._made.get(None) or self._make(None, self._forward_phases())

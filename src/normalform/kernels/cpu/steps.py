@@ -43,8 +43,11 @@ class Compiled:
         param_shape: tuple[int, ...],
     ) -> None:
         self.layout, self.shape, self.order, self.param_shape = layout, shape, order, param_shape
-        self.copies, self.tracks = layout.request.copies, layout.request.tracked is not None
-        self.alone = layout.values < PARALLEL
+        request = layout.request
+        self.copies, self.tracks = request.copies, request.tracked is not None
+        # Small tensors are worked on by one thread, always by the same programs.
+        self.alone = layout.programs(1) if layout.values < PARALLEL else None
+        self.huge = layout.values * request.dtype.itemsize >= _HUGE
 
     def __str__(self) -> str:
         few = f"one thread below {PARALLEL} values"
@@ -72,10 +75,10 @@ class Compiled:
     ) -> tuple[Tensor, Tensor | None]:
         """The output, and the small arrays; running statistics are moved where they are tracked."""
         threads = 1 if self.alone else torch.get_num_threads()
-        programs = self.layout.programs(threads)
+        programs = self.alone or self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
-        y = _new(x)
+        y = _new(x) if self.huge else torch.empty_like(x)
         size, temporary = self.layout.small, self.layout.temporary
         scratch = _scratch(temporary if keep else temporary + size)
         small = torch.empty(size, dtype=torch.float64) if keep else scratch
@@ -85,7 +88,7 @@ class Compiled:
         if running is not None:
             mean, var = running[0].data_ptr(), running[1].data_ptr()
         args = _FORWARD.pack(
-            programs.forward[1], programs.address, x.data_ptr(), y.data_ptr(), small.data_ptr(),
+            programs.forward()[1], programs.address, x.data_ptr(), y.data_ptr(), small.data_ptr(),
             scratch.data_ptr() + (0 if keep else 8 * size),
             0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             to_mean, to_var, mean, var, momentum,
@@ -117,7 +120,7 @@ class Compiled:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, weight, bias and both logits, those that are needed."""
         threads = 1 if self.alone else torch.get_num_threads()
-        programs = self.layout.programs(threads)
+        programs = self.alone or self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
         if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
@@ -125,7 +128,7 @@ class Compiled:
         dx = dweight = dbias = dmean = dvar = None
         to_dx = to_dweight = to_dbias = to_mean = to_var = to_dmean = to_dvar = 0
         if needs[0] or self.layout.kind == "rows":  # whose kernel makes both at once
-            dx = _new(x)
+            dx = _new(x) if self.huge else torch.empty_like(x)
             to_dx = dx.data_ptr()
         if needs[1] and weight is not None:
             dweight = torch.empty_like(weight)
@@ -181,10 +184,10 @@ _HUGE = 4 << 20
 
 
 def _new(x: Tensor) -> Tensor:
-    """An empty tensor like x; the kernel is told that all of it will be written to."""
+    """An empty tensor like x, of ``_HUGE`` bytes or more; all of it will be written to."""
     new = torch.empty_like(x)
     size = new.nbytes
-    if size >= _HUGE and (advise := _madvise()) is not None:
+    if (advise := _madvise()) is not None:
         first = -(-new.data_ptr() // 4096) * 4096
         advise(first, (new.data_ptr() + size) // 4096 * 4096 - first, 14)  # MADV_HUGEPAGE
     return new
@@ -192,7 +195,7 @@ def _new(x: Tensor) -> Tensor:
 
 @cache
 def _madvise() -> Any:
-    """Advice about memory, which cannot fail in a way that matters; on Linux only."""
+    """Advice to the system, which may ignore it; on Linux only."""
     if sys.platform != "linux":
         return None
     advise = ctypes.CDLL(None).madvise
@@ -236,8 +239,9 @@ def find(
         return f"it takes float32, float64 and bfloat16, not {_name(x.dtype)}"
     for name, pair in (("parameters", (weight, bias)), ("logits", logits), ("buffers", running)):
         there = [t for t in pair or () if t is not None]
-        if any(t.dtype not in KINDS or not t.is_contiguous() for t in there):
-            return f"it takes contiguous {name} of float32, float64 or bfloat16"
+        ordinary = [t.is_cpu and t.is_contiguous() and not t.is_neg() for t in there]
+        if not all(ordinary) or any(t.dtype not in KINDS for t in there):
+            return f"it takes contiguous {name} of float32, float64 or bfloat16, on the CPU"
         if name != "parameters" and len({t.dtype for t in there}) > 1:
             return f"it takes {name} of one type"
     if x.numel() == 0:
