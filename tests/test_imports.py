@@ -30,7 +30,7 @@ OPTIONAL = {
 # The judge stands apart: what it judges may not use it, and it uses nothing of that.
 JUDGE = ("notation", "cells", "recipes", "normal_form", "reference")
 COMPUTES = ("notation", "cells", "recipes", "kernels", "path", "functional", "layers")
-TOOLS = (*COMPUTES, "surgery", "diagnose", "explain")
+TOOLS = (*COMPUTES, "surgery", "diagnose", "explain", "warmup")
 ROOT_NAMES = (*TOOLS, *JUDGE, "budget", "testing")
 
 

@@ -5,6 +5,7 @@ from torch.fx import wrap as _wrap
 from normalform import functional as functional
 from normalform import reference as reference
 from normalform import testing as testing
+from normalform.explain import explain as explain
 from normalform.functional import norm as norm
 from normalform.layers import BatchNorm1d as BatchNorm1d
 from normalform.layers import BatchNorm2d as BatchNorm2d
@@ -26,5 +27,6 @@ from normalform.recipes import Recipe as Recipe
 from normalform.recipes import recipe as recipe
 from normalform.surgery import convert as convert
 from normalform.surgery import revert as revert
+from normalform.warmup import warmup as warmup
 
 _wrap("norm")  # this name too, see functional

@@ -1,0 +1,189 @@
+"""What a norm does, and which kernel computes it on a tensor and why."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normalform import functional, kernels, layers, path
+from normalform.recipes import NORMS, Recipe, named
+
+OURS = tuple(kind for kind in vars(layers).values() if isinstance(kind, type))
+FORMULA = "y = weight * (x - mean) / sqrt(var + eps) + bias"
+RMS_FORMULA = "y = weight * x / sqrt(mean(x^2) + eps)"
+_SUMMARIES = {(row.recipe, row.center): row.summary for row in NORMS.values()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel computes a norm on a tensor.
+
+    Args:
+        kernel: its name, as the argument ``kernel`` of a norm takes it; None where none runs.
+        why: in words.
+        steps: what it runs, for the compiled kernels.
+    """
+
+    kernel: str | None
+    why: str
+    steps: Any = None
+
+    def __str__(self) -> str:
+        if self.kernel is None:
+            return f"no kernel: {self.why}"
+        return f"kernel {self.why if self.steps is not None else f'{self.kernel}: {self.why}'}"
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """A norm in words; prints as a few lines.
+
+    Args:
+        norm: the layer or the name.
+        recipes: which elements share statistics; several are blended.
+        formula: how y comes from x.
+        tensors: shape of each parameter and buffer.
+        x: the tensor asked about, in words, or nothing.
+        choice: the kernel that runs on it, None without a tensor.
+    """
+
+    norm: str
+    recipes: tuple[Recipe, ...]
+    formula: str
+    tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    x: str = ""
+    choice: Choice | None = None
+
+    def __str__(self) -> str:
+        lines = [self.norm, *map(_meaning, self.recipes)]
+        if len(self.recipes) > 1:
+            lines.append("mean and var are blends of these, weighted by two softmaxes")
+        lines.append(self.formula)
+        if self.tensors:
+            lines.append(", ".join(f"{name} {shape}" for name, shape in self.tensors))
+        if self.choice is not None:
+            lines.append(f"on {self.x}: {self.choice}")
+        return "\n  ".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanation:
+    """Say what a norm does, and with a tensor which kernel computes it and why.
+
+    Nothing is computed and nothing changes: the layer is asked which kernel it would run.
+
+    Args:
+        norm: a layer of normalform, the name of a norm, notation, or a recipe.
+        x: an input. A name stands for :func:`normalform.norm`, without weight and bias.
+
+    Returns:
+        A value that prints as a few lines.
+
+    Raises:
+        TypeError: a module that is no layer of normalform.
+        ValueError: an unknown name, or an input that the norm refuses.
+
+    >>> nf.explain(nf.GroupNorm(2, 4), torch.randn(2, 4, 8, 8).half())
+    GroupNorm(2, 4, eps=1e-05, affine=True, bias=True)
+      n (g [c]) [s], g=2: one mean per sample and group of channels
+      y = weight * (x - mean) / sqrt(var + eps) + bias
+      weight (4,), bias (4,)
+      on (2, 4, 8, 8) float16, contiguous: kernel eager: not cpu, it takes float32, float64 and
+        bfloat16, not float16
+    >>> nf.explain("switch")
+    switch
+      n c [s]: one mean per sample and channel, over its positions
+      n [c s]: one mean per sample, over all its channels and positions
+      [n] c [s]: one mean per channel, over the samples and positions of the batch
+      mean and var are blends of these, weighted by two softmaxes
+      y = weight * (x - mean) / sqrt(var + eps) + bias
+    """
+    if isinstance(norm, nn.Module):
+        recipes = _recipes(norm)
+        stored = [*norm.named_parameters(), *norm.named_buffers()]
+        tensors = tuple((name, tuple(t.shape)) for name, t in stored if t.ndim)
+        ask = partial(chosen, norm)
+    else:
+        over = NORMS[norm].over if isinstance(norm, str) and norm in NORMS else ()
+        recipes, tensors = tuple(named(r) for r in over or (norm,)), ()
+        ask = partial(_chosen_of, recipes)
+    formula = FORMULA if recipes[0].center else RMS_FORMULA
+    if x is None:
+        return Explanation(str(norm), recipes, formula, tensors)
+    return Explanation(str(norm), recipes, formula, tensors, described(x), ask(x))
+
+
+def chosen(layer: nn.Module, x: Tensor) -> Choice:
+    """The kernel that ``layer`` runs on x, as it is now."""
+    asked = str(getattr(layer, "kernel", "auto"))
+    if asked not in ("auto", "cpu"):
+        return Choice(asked, "the layer asks for it")
+    twin = copy.copy(layer)
+    twin._buffers = {k: None if b is None else b.clone() for k, b in layer._buffers.items()}
+    twin.kernel = path.ASK  # pyright: ignore[reportArgumentType]
+    return _answer(partial(twin.forward, x), x)
+
+
+def _chosen_of(recipes: tuple[Recipe, ...], x: Tensor) -> Choice:
+    if len(recipes) == 1:
+        return _answer(partial(functional.norm, x, recipes[0], kernel=path.ASK), x)
+    ones = torch.ones(len(recipes))
+    return _answer(
+        partial(functional.switch_norm, x, None, None, ones, ones, over=recipes, kernel=path.ASK), x
+    )
+
+
+def _answer(run: Callable[[], object], x: Tensor) -> Choice:
+    try:
+        run()
+    except path.Asked as answer:
+        if isinstance(answer.found, str):
+            return Choice(kernels.choose("auto", x), f"not cpu, {answer.found}")
+        return Choice("cpu", str(answer.found), answer.found)
+    return Choice(None, "there is nothing to compute" if x.numel() == 0 else "PyTorch's operator")
+
+
+def _recipes(layer: nn.Module) -> tuple[Recipe, ...]:
+    if not isinstance(layer, OURS):
+        raise TypeError(
+            f"explain takes a layer of normalform, or the name of a norm; got {layer}. "
+            "nf.convert makes PyTorch's norms ours"
+        )
+    if isinstance(layer, _BatchNorm):
+        return (path.BATCH,)
+    if isinstance(layer, _InstanceNorm):
+        return (path.INSTANCE,)
+    if isinstance(layer, nn.GroupNorm):
+        return (path.read("group", g=layer.num_groups),)
+    if isinstance(layer, nn.LayerNorm):
+        return (path.ROWS,)
+    return (path.RMS_ROWS,) if isinstance(layer, nn.RMSNorm) else layer.over  # pyright: ignore[reportReturnType]
+
+
+def _meaning(r: Recipe) -> str:
+    sizes = "".join(f", {letter}={size}" for letter, size in r.sizes.items())
+    if r in (path.ROWS, path.RMS_ROWS):
+        return f"{r}: one {'mean' if r.center else 'mean square'} per row of the last axes"
+    summary = _SUMMARIES.get((str(r), r.center))
+    return f"{r}{sizes}" if summary is None else f"{r}{sizes}: {summary}"
+
+
+def described(x: Tensor) -> str:
+    """Shape, type and order in memory."""
+    last = path.CHANNELS_LAST.get(x.ndim)
+    if x.is_contiguous():
+        order = "contiguous"
+    elif last is not None and x.is_contiguous(memory_format=last):
+        order = "channels_last"
+    else:
+        order = f"strides {x.stride()}"
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}, {order}"
