@@ -77,17 +77,24 @@ def room(
     branches = tuple(None if given and k == tracked else c for k, c in enumerate(cells))
     if logits is not None and any(c is not None and max(c.counts) == 1 for c in branches):
         return None
-    per_sample = len(param_dims) == 2
-    kind = pattern(
-        Request(
-            Plan.of(branches, 0.0), cells[0].shape, "columns" if last else "planes", x.dtype,
-            per_sample=per_sample,
-            tracked=tracked if running is not None and not given else None,
-        )
-    )  # fmt: skip
-    if kind == "rows":
-        return _ROW * _count(cells[0])
-    return None if kind is None else _room_of_cells(branches, cells[0].shape, per_sample)
+    only, per_sample = branches[0], len(param_dims) == 2
+    if len(branches) == 1 and only is not None and only.runs[0].block == 1:
+        moves = running is not None and tracked is not None and not given
+        request = Request(
+            Plan.of(branches, 0.0), only.shape, "columns" if last else "planes", x.dtype,
+            per_sample=per_sample, tracked=tracked if moves else None,
+        )  # fmt: skip
+        kind = pattern(request)
+        if kind is None or kind == "rows":
+            return None if kind is None else _ROW * _count(only)
+    # Else the sizes do not decide what is kept, and the graph must not be tied to them.
+    elif any(c is not None and not _blends(c) for c in branches):
+        return None
+    return _room_of_cells(branches, cells[0].shape, per_sample)
+
+
+def _blends(cells: Cells) -> bool:
+    return cells.center and (cells.spatial or math.prod(cells.shape[2:]) == 1)
 
 
 def _fit(tensors: Sequence[Tensor | None]) -> bool:

@@ -311,4 +311,5 @@ def logits(x: Any, args: int, part: int) -> None:
             common += weights[i] * sums[i]
         for i in range(which, both, 2):
             gradient = weights[i] * (sums[i] - common)
-            poke(a[t.DMEAN_LOGITS + which], i // 2, p[t.LOGIT_KIND], gradient)
+            if a[t.DMEAN_LOGITS + which] != 0:
+                poke(a[t.DMEAN_LOGITS + which], i // 2, p[t.LOGIT_KIND], gradient)
