@@ -1,6 +1,7 @@
 """Known bugs of norms, planted one at a time: a suite that lets one live is too loose.
 
-A mutant replaces a piece of a function's source. ``killed_by`` calls the test that must fail.
+A mutant replaces a piece of the source of a function, or of a file of compiled kernels.
+``killed_by`` calls the test that must fail.
 """
 
 import __future__
@@ -10,44 +11,122 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
+import torch
+from numba.core.dispatcher import Dispatcher
 
+import test_cpu_kernels as cpu
 import test_promise as promise
 import test_recipes
 from normalform import path, recipes
-from normalform.kernels import ByPasses, composite, eager, plan, two_float
+from normalform.kernels import ByPasses, composite, eager, known, plan, two_float
+from normalform.kernels.cpu import blend, columns, compiled, layout, planes, rows, steps, team
 from normalform.layers import running
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` becomes ``new`` in the source of ``function``."""
+    """``old`` becomes ``new`` in the source of ``where``."""
 
     bug: str
-    function: Callable
+    where: Callable | ModuleType
     old: str
     new: str
     killed_by: Callable[[], object]
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put the changed function wherever the original is known."""
-        source = textwrap.dedent(inspect.getsource(self.function))
+        """Put what is changed wherever the original is known; kernels are chosen anew."""
+        source = textwrap.dedent(inspect.getsource(self.where))
         assert source.count(self.old) == 1, f"{self.bug}: {self.old!r} is not (once) in the source"
         flags = __future__.annotations.compiler_flag
         code = compile(source.replace(self.old, self.new), f"<{self.bug}>", "exec", flags)
-        made: dict[str, Callable] = {}
-        exec(code, self.function.__globals__, made)
-        (changed,) = made.values()
-        owners = [m for name, m in sys.modules.items() if name.startswith("normalform")]
-        owners += [value for m in owners for value in vars(m).values() if inspect.isclass(value)]
-        for owner in owners:
-            if vars(owner).get(self.function.__name__) is self.function:
-                monkeypatch.setattr(owner, self.function.__name__, changed)
+        monkeypatch.setattr(known, "_remembered", {})
+        if isinstance(self.where, ModuleType):
+            _plant_file(self.where, code, self.old, monkeypatch)
+        else:
+            _plant_function(self.where, code, monkeypatch)
+
+
+def _plant_function(function, code, monkeypatch):
+    made: dict[str, Callable] = {}
+    exec(code, function.__globals__, made)
+    (changed,) = made.values()
+    owners = [m for name, m in sys.modules.items() if name.startswith("normalform")]
+    owners += [value for m in owners for value in vars(m).values() if inspect.isclass(value)]
+    for owner in owners:
+        if vars(owner).get(function.__name__) is function:
+            monkeypatch.setattr(owner, function.__name__, changed)
+
+
+def _plant_file(module, code, old, monkeypatch):
+    """Machine code goes by name and by the files as they are: none is read or kept on disk."""
+    monkeypatch.setattr(compiled, "folders", list)
+    changed = _made(module, code)
+    vars(changed).update(_kernels_without(module, old))
+    if module is not compiled:
+        _put(changed, monkeypatch)
+        return
+    changed.folders = list
+    monkeypatch.setitem(sys.modules, module.__name__, changed)
+    for kernels in (planes, columns, rows, blend):
+        code = compile(inspect.getsource(kernels), kernels.__file__, "exec")
+        again = _made(kernels, code)
+        monkeypatch.setitem(sys.modules, kernels.__name__, again)
+        _put(again, monkeypatch)
+
+
+def _kernels_without(module, old):
+    """Those kernels that reach no function with ``old`` in it: they are compiled already."""
+    functions = {
+        name: getattr(value, "function", getattr(value, "py_func", value))
+        for name, value in vars(module).items()
+        if isinstance(value, compiled.Kernel | Dispatcher)
+    }
+
+    def reaches(name):
+        here = functions[name]
+        called = [other for other in here.__code__.co_names if other in functions]
+        return old in inspect.getsource(here) or any(map(reaches, called))
+
+    kernels = {k: v for k, v in vars(module).items() if isinstance(v, compiled.Kernel)}
+    without = {name: kernel for name, kernel in kernels.items() if not reaches(name)}
+    return {} if without == kernels else without  # what Numba finds by overloading has no name
+
+
+def _made(module, code):
+    changed = ModuleType(module.__name__)
+    changed.__file__ = module.__file__
+    exec(code, vars(changed))
+    return changed
+
+
+def _put(changed, monkeypatch):
+    name = changed.__name__.rpartition(".")[2]
+    for user in (layout, steps):
+        if hasattr(user, name):
+            monkeypatch.setattr(user, name, changed)
 
 
 def hard(name, hard="plain", kernel="eager", training=True):
     return lambda: promise.test_hard_inputs(name, hard, kernel, training)
+
+
+def compiled_hard(name, kind, dtype=torch.float32):
+    return lambda: cpu.test_hard_inputs(name, kind, dtype)
+
+
+def compiled_plain(name, dtype=torch.float32, training=True):
+    return lambda: cpu.test_the_promise(name, dtype, training)
+
+
+def compiled_threads(name):
+    def same_bits():
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            cpu.test_the_same_bits_however_many_threads_there_were(name, monkeypatch)
+
+    return same_bits
 
 
 MUTANTS = [
@@ -249,5 +328,325 @@ MUTANTS = [
         "exponent = -_exponent(largest)",
         "exponent = 0 * _exponent(largest)",
         hard("batch 2d", "huge", "two_float"),
+    ),
+    # Compiled: statistics
+    Mutant(
+        "planes: unbiased variance",
+        planes,
+        "centred(row, shift, rest, square) / row.size",
+        "centred(row, shift, rest, square) / (row.size - 1)",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "planes: variance in one pass without a shift",
+        planes,
+        "shift = load(row, 0)",
+        "shift = 0.0",
+        compiled_hard("instance, tracked", "mean 1e6"),
+    ),
+    Mutant(
+        "planes: float64 in one pass",
+        planes,
+        "if row.dtype != types.float64:",
+        "if True:",
+        compiled_hard("instance, tracked", "outlier", torch.float64),
+    ),
+    Mutant(
+        "planes: the last value of a plane dropped",
+        planes,
+        "else p[t.EXTENT]), at",
+        "else p[t.EXTENT] - 1), at",
+        compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "planes: the last value of a piece dropped",
+        planes,
+        "start + (last if",
+        "start + (last - 1 if",
+        compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "columns: variance in one pass without a shift",
+        columns,
+        "shift = load(data, start + c * width)",
+        "shift = 0.0",
+        compiled_hard("batch, last", "mean 1e6"),
+    ),
+    Mutant(
+        "columns: variance about the first value",
+        columns,
+        "var -= rest * rest",
+        "pass",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "columns: float64 in one pass",
+        columns,
+        "answer = data.dtype == types.float64",
+        "answer = False",
+        compiled_hard("batch, last", "outlier", torch.float64),
+    ),
+    Mutant(
+        "columns: rows left over by the fold dropped",
+        columns,
+        "rows % p[t.FOLD] * values",
+        "0",
+        lambda: cpu.test_an_element_next_to_the_mean(True),
+    ),
+    Mutant(
+        "columns: rows left over by the unrolled loop dropped",
+        columns,
+        "row += 4\n    while row < rows:",
+        "row += 4\n    while row + 1 < rows:",
+        lambda: cpu.test_an_element_next_to_the_mean(True),
+    ),
+    Mutant(
+        "columns: the last channel of a smaller tile dropped",
+        columns,
+        "else p[t.CHANNELS]\n",
+        "else p[t.CHANNELS] - 1\n",
+        compiled_plain("switch, tiles"),
+    ),
+    Mutant(
+        "rows: unbiased variance",
+        rows,
+        "var = square / count",
+        "var = square / (count - 1)",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows: variance in one pass without a shift",
+        rows,
+        "shift = load(piece, 0)",
+        "shift = 0.0",
+        compiled_hard("layer, many rows", "mean 1e6"),
+    ),
+    Mutant(
+        "rows: pieces pooled without the spread between their means",
+        rows,
+        "square += squares + apart * apart * (count / after * piece.size)",
+        "square += squares",
+        compiled_plain("layer, long rows"),
+    ),
+    Mutant(
+        "rows: the last value of a piece dropped",
+        rows,
+        "row[start : start + PIECE]\n        shift",
+        "row[start : start + PIECE - 1]\n        shift",
+        compiled_plain("layer, long rows"),
+    ),
+    Mutant(
+        "rows: root mean square of centred values",
+        rows,
+        "if p[t.CENTER] == 1:",
+        "if True:",
+        compiled_plain("rms, many rows"),
+    ),
+    Mutant(
+        "pooled without the spread between the means, compiled",
+        blend,
+        "+ (count * share) * (apart * apart)",
+        "",
+        compiled_plain("switch, parts"),
+    ),
+    # Compiled: coefficients and apply
+    Mutant(
+        "eps outside the root, compiled",
+        blend,
+        "math.sqrt(to[t.RSTD * channels + c] + eps)",
+        "(math.sqrt(to[t.RSTD * channels + c]) + eps)",
+        compiled_hard("batch, last", "variance below eps"),
+    ),
+    Mutant(
+        "rows: eps outside the root",
+        rows,
+        "math.sqrt(var + double_of_bits(p[t.EPS]))",
+        "(math.sqrt(var) + double_of_bits(p[t.EPS]))",
+        compiled_hard("layer, many rows", "variance below eps"),
+    ),
+    Mutant(
+        "second half of the mean dropped",
+        blend,
+        "-low * scale",
+        "0.0",
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "rows: second half of the mean dropped",
+        rows,
+        "low = (near - high) + rest",
+        "low = 0.0",
+        promise.test_an_element_next_to_the_mean,
+    ),
+    Mutant(
+        "sums of the small arrays in any order",
+        compiled,
+        "helper = numba.njit(",
+        'helper = numba.njit(fastmath={"reassoc", "nsz"}, ',
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "planes: shift folded into the bias",
+        planes,
+        "(load(row, j) - high) * scale + shift",
+        "load(row, j) * scale + (shift - high * scale)",
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "variances blended by the weights of the means, compiled",
+        blend,
+        "to_var * cell[3 * cells + g]",
+        "to_mean * cell[3 * cells + g]",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "softmax overflows",
+        blend,
+        "[2 * k + which] - largest)",
+        "[2 * k + which])",
+        cpu.test_logits_of_any_size,
+    ),
+    Mutant(
+        "bfloat16 cut off",
+        compiled,
+        "bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))",
+        "bits",
+        compiled_plain("layer, many rows", torch.bfloat16),
+    ),
+    Mutant(
+        "nan rounded as a number",
+        compiled,
+        " if value == value else np.uint16(0x7FC0)",
+        "",
+        cpu.test_nan_stays_nan_in_bfloat16,
+    ),
+    # Compiled: gradients
+    Mutant(
+        "gradient without the share of the mean, compiled",
+        blend,
+        "to_mean * sums[g] / n",
+        "0.0",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "gradient with half the share of the variance, compiled",
+        blend,
+        "to_var * 2.0 * sums",
+        "to_var * sums",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "rows: gradient without the share of the mean",
+        rows,
+        "-total * rstd / values if",
+        "0.0 if",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows: gradient with half the share of the variance",
+        rows,
+        "(rstd * rstd) / values",
+        "(rstd * rstd) / (2 * values)",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "gradient of the weight not divided by std, compiled",
+        blend,
+        "scratch[grads + t.PRODUCT * channels] * rstd",
+        "scratch[grads + t.PRODUCT * channels]",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "rows: gradient of the weight not divided by std",
+        rows,
+        "(load(dy, j) * rstd) *",
+        "load(dy, j) *",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "gradient of the logits dropped, compiled",
+        blend,
+        "weights[i] * (sums[i] - common)",
+        "0.0",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "gradient of the logits without what the softmax has in common",
+        blend,
+        "weights[i] * (sums[i] - common)",
+        "weights[i] * sums[i]",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "gradient of y read as if it lay as x does",
+        steps.Compiled.backward,
+        "dy.stride() != x.stride() or ",
+        "",
+        lambda: cpu.test_a_gradient_that_lies_otherwise_in_memory("batch, pieces", "channels last"),
+    ),
+    Mutant(
+        "a slice of x read as if it were whole",
+        steps.Compiled.forward,
+        "if self.copies:",
+        "if False:",
+        lambda: promise.test_dtypes_and_layouts("batch 2d", "sliced", torch.float32, "auto"),
+    ),
+    # Compiled: running statistics
+    Mutant(
+        "biased running variance, compiled",
+        blend,
+        " * (n / (n - 1.0 if n > 2.0 else 1.0))",
+        "",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "momentum the wrong way round, compiled",
+        blend,
+        "double_of_bits(a[t.MOMENTUM])",
+        "1.0 - double_of_bits(a[t.MOMENTUM])",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "nan taken into the running statistics, compiled",
+        blend,
+        "if not abs(moved) < largest:",
+        "if False:",
+        lambda: promise.test_running_statistics_stay_finite("batch 2d", "auto"),
+    ),
+    Mutant(
+        "the last block of a batch counted as a whole one",
+        blend,
+        "units = p[t.UNITS] - block * units",
+        "pass",
+        compiled_plain("ghost, tail"),
+    ),
+    Mutant(
+        "a sample left over by blocks has a cell of its own",
+        blend,
+        "(block if block < last else last) *",
+        "block *",
+        hard("ghost 1d", kernel="auto"),
+    ),
+    # Compiled: threads
+    Mutant(
+        "pieces as many as threads",
+        layout.Layout._lay_units,
+        "-(-positions // PIECE)",
+        "-(-positions * torch.get_num_threads() // PIECE)",
+        compiled_threads("instance, pieces"),
+    ),
+    Mutant(
+        "sums of as many rows as there are threads",
+        layout.Layout._lay_rows,
+        "max(1, min(64,",
+        "max(1, min(torch.get_num_threads(),",
+        compiled_threads("layer, many rows"),
+    ),
+    Mutant(
+        "parts left over by the threads dropped",
+        team,
+        "range(thread * parts // threads, (thread + 1) * parts // threads)",
+        "range(thread * (parts // threads), (thread + 1) * (parts // threads))",
+        compiled_threads("batch, last"),
     ),
 ]

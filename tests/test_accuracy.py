@@ -1,12 +1,24 @@
 """What ``normalform check`` measures: the cases, the layers compared, the table of worst errors."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from normalform.lab import check
-from normalform.lab.accuracy import Measured, measured, worst
-from normalform.lab.cases import DTYPES, NORMS, Case, groups, modes, plan, why_not
+from normalform.lab.accuracy import COMPILE, Measured, by_kernel, measured, worst
+from normalform.lab.cases import (
+    DTYPES,
+    NORMS,
+    Case,
+    graph,
+    groups,
+    modes,
+    plan,
+    plan_compiled,
+    why_not,
+)
 
 
 def test_everything_of_ours_is_inside_and_the_table_is_complete():
@@ -89,11 +101,63 @@ def test_compositions_compute_the_norm_they_stand_for(
     assert max(found.torch.values()) < 100  # float64: right up to rounding, if not to the promise
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("dtype", "kernel"),
+    [("float32", "auto: cpu"), ("float64", "auto: cpu"), ("float16", "auto: eager")],
+)
+def test_the_kernel_that_ran_is_known(norm: str, dtype: str, kernel: str):
+    case = Case(norm, dtype, (3, 4, 5, 6), ratio=1.0)
+    assert measured(case).kernel == kernel
+    assert measured(case, kernel="eager").kernel == "eager"
+
+
+@pytest.mark.parametrize("norm", ["batch", "switch", "token"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_graph_has_the_errors_of_eager_mode(norm: str, training: bool):
+    torch.compiler.reset()
+    case = Case(norm, "float32", (3, 4, 5, 6), ratio=1e4, training=training)
+    found = measured(case, kernel=COMPILE)
+    assert found.kernel == "torch.compile"
+    assert found.ours == measured(case).ours
+
+
+def test_few_cases_are_compiled_and_their_graphs_are_used_again():
+    cases = plan(NORMS, tuple(DTYPES), quick=True)
+    here = plan_compiled(cases)
+    assert {case.norm for case in here} == set(NORMS)
+    assert {case.ratio for case in here} == {0.0, 1.0, 1e2, 1e4, 1e6}
+    graphs = [graph(case) for case in here]
+    changes = sum(a != b for a, b in itertools.pairwise(graphs))
+    assert changes + 1 == len(set(graphs)) == len(here) / 5 < 30
+
+
+def test_the_threads_are_as_before():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        measured(Case("batch", "float32", (3, 4), ratio=1.0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_by_kernel_is_the_worst_of_each():
+    case = Case("batch", "float32", (2, 3))
+    found = [
+        Measured(case, "auto: cpu", {"y": 0.1}, {"y": 3.0}),
+        Measured(case, "eager", {"y": 0.3}, {"y": 3.0}),
+        Measured(case, "auto: cpu", {"y": 0.2}, {"y": 1.0}),
+    ]
+    rows = [(row.label, row.ours, row.cases) for row in by_kernel(found)]
+    assert rows == [(("auto: cpu",), {"y": 0.2}, 2), (("eager",), {"y": 0.3}, 1)]
+
+
 def test_worst_is_the_largest_of_each_column():
     case = Case("batch", "float32", (2, 3))
     found = [
-        Measured(case, {"y": 0.1, "dx": 0.9}, {"y": 3.0, "dx": 1.0}),
-        Measured(case, {"y": 0.7}, {"y": float("inf")}),
+        Measured(case, "eager", {"y": 0.1, "dx": 0.9}, {"y": 3.0, "dx": 1.0}),
+        Measured(case, "eager", {"y": 0.7}, {"y": float("inf")}),
     ]
     (row,) = worst(found, lambda each: (each.norm,))
     assert row.label == ("batch",)
@@ -101,7 +165,9 @@ def test_worst_is_the_largest_of_each_column():
     assert row.torch == {"y": float("inf"), "dx": 1.0}
     assert row.cases == 2
     assert row.ok
-    assert not worst([Measured(case, {"y": 1.01}, {"y": 0.0})], lambda each: (each.norm,))[0].ok
+    assert not worst([Measured(case, "eager", {"y": 1.01}, {"y": 0.0})], lambda each: (each.norm,))[
+        0
+    ].ok
 
 
 def test_shapes_that_leave_one_value_a_mean_are_not_run():

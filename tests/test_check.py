@@ -65,6 +65,39 @@ def test_a_wrong_layer_makes_the_status_1(monkeypatch, change, column):
     assert f"group, float32, (16, 12), mean/std 0: {column}" in text
 
 
+def test_every_way_to_run_ours_is_in_the_report(tmp_path: Path):
+    status, text = run(
+        norms=["token"], dtypes=["float32"], compile=True, json=tmp_path / "all.json"
+    )
+    assert status == 0
+    rows = dict(
+        line.split(maxsplit=1)
+        for line in text.splitlines()
+        if line.startswith((" auto: ", " eager ", " torch.compile "))
+    )
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert {each["kernel"] for each in content["cases"]} == {"auto: cpu"}
+    others = [each["kernel"] for each in content["cases_in_other_ways"]]
+    assert set(others) == {"eager", "torch.compile"}
+    assert rows["auto:"].split()[:2] == ["cpu", str(len(content["cases"]))]
+    for way in ("eager", "torch.compile"):
+        assert rows[way].split()[0] == str(others.count(way))
+
+
+@pytest.mark.parametrize("way", ["eager", "torch.compile"])
+def test_another_way_being_wrong_makes_the_status_1(monkeypatch, way: str):
+    forward = nf.GroupNorm.forward
+
+    def wrong(self: nf.GroupNorm, x: Tensor) -> Tensor:
+        here = "torch.compile" if torch.compiler.is_compiling() else self.kernel
+        return forward(self, x) * (1 + 1e-5 * (here == way))
+
+    monkeypatch.setattr(nf.GroupNorm, "forward", wrong)
+    status, text = run(norms=["group"], dtypes=["float32"], compile=True)
+    assert status == 1
+    assert f"group, float32, (16, 12), mean/std 0, {way}: y" in text
+
+
 def test_a_wrong_article_tensor_makes_the_status_1(monkeypatch):
     monkeypatch.setattr("normalform.lab.articles.TENSOR_LIMIT", 1e-6)
     status, text = run(norms=["rms"], dtypes=["float32"])

@@ -98,7 +98,12 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--key", help="the array of a .npz or .pt file to take")
     parser.add_argument("--norms", type=_words, help="as batch,group,switch; all by default")
     parser.add_argument("--dtypes", type=_words, help="as float32,bfloat16; all by default")
-    parser.add_argument("--kernel", help="the kernel our layers run: auto, eager or two_float")
+    parser.add_argument("--kernel", help="the kernel our layers run: auto, cpu, eager, two_float")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="under torch.compile every norm and type, not only some; takes a minute more",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.set_defaults(run=_check)

@@ -6,14 +6,28 @@ should have given, and how far from it the promise lets them be: an error of 1.0
 
 from __future__ import annotations
 
+import math
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normalform.lab.cases import DTYPES, NORMS, Case, laid_out, layers, plan, random_input
+from normalform.explain import chosen
+from normalform.lab.cases import (
+    DTYPES,
+    LARGE,
+    NORMS,
+    Case,
+    laid_out,
+    layers,
+    plan,
+    random_input,
+)
 from normalform.testing import measure
 
 # Columns of the table, each the largest of what measure() calls by these names.
@@ -26,12 +40,18 @@ QUANTITIES: Mapping[str, tuple[str, ...]] = {
     "running": ("running_mean", "running_var"),
 }
 
+COMPILE = "torch.compile"  # in the place of a kernel: our layer under it, with kernel "auto"
+
 
 @dataclass(frozen=True)
 class Measured:
-    """Largest error of a case in units of the promise, by quantity; PyTorch's beside ours."""
+    """Largest error of a case in units of the promise, by quantity; PyTorch's beside ours.
+
+    ``kernel`` is what our layer was asked to run, and what it chose: ``"auto: cpu"``.
+    """
 
     case: Case
+    kernel: str
     ours: Mapping[str, float]
     torch: Mapping[str, float]
 
@@ -91,15 +111,31 @@ def measured(case: Case, x: Tensor | None = None, *, kernel: str = "auto") -> Me
     Args:
         case: what to run.
         x: the input (N, C, *); None for random numbers.
-        kernel: the kernel our layer runs.
+        kernel: the kernel our layer runs, or ``COMPILE``.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
     x = random_input(case, generator) if x is None else x
     ours, theirs = layers(case, x, generator)
-    ours.kernel = kernel  # pyright: ignore[reportArgumentType]
     x = laid_out(x, case)
     dy = laid_out(torch.randn(case.shape, generator=generator, dtype=torch.float64), case)
-    return Measured(case, _columns(measure(ours, x, dy)), _columns(measure(theirs, x, dy)))
+    run = measure
+    if kernel == COMPILE:
+        run = _measure_compiled
+    else:
+        ours.kernel = kernel  # pyright: ignore[reportArgumentType]
+        if kernel == "auto":
+            kernel = f"auto: {chosen(ours, x).kernel}"
+    with _threads_for(x):
+        return Measured(case, kernel, _columns(run(ours, x, dy)), _columns(measure(theirs, x, dy)))
+
+
+def by_kernel(found: Sequence[Measured]) -> list[Row]:
+    """The worst of all cases that ran alike, labelled by the kernel."""
+    rows: list[Row] = []
+    for kernel in dict.fromkeys(each.kernel for each in found):
+        alike = [each for each in found if each.kernel == kernel]
+        rows += worst(alike, lambda _, kernel=kernel: (kernel,))
+    return rows
 
 
 def worst(found: Iterable[Measured], label: Callable[[Case], tuple[str, ...]]) -> list[Row]:
@@ -116,6 +152,25 @@ def worst(found: Iterable[Measured], label: Callable[[Case], tuple[str, ...]]) -
         )
         for name, members in sides.items()
     ]
+
+
+@contextmanager
+def _threads_for(x: Tensor) -> Generator[None]:
+    """One where x is small: waking others takes most of the time, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if x.numel() >= math.prod(LARGE) else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure_compiled(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, float]:
+    """As :func:`measure`, in one graph; its operators run as they are, without a C++ compiler."""
+    compiler: Any = torch.compile
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of its own functions
+        return measure(compiler(layer, backend="aot_eager", fullgraph=True), x, dy)
 
 
 def _columns(errors: Mapping[str, float]) -> dict[str, float]:

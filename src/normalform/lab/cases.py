@@ -39,7 +39,8 @@ _HALF = 3e4  # about half of what float16 holds
 
 _SHAPES = ((64, 12), (6, 12, 37), (5, 12, 13, 11), (3, 8, 5, 6, 7))
 _QUICK_SHAPES = ((16, 12), (3, 12, 5, 7))
-_LARGE = (4, 16, 32, 32)  # at some ratios only: it takes as long as all others together
+# At some ratios only: it takes as long as all others together. Several threads work on it.
+LARGE = (4, 16, 32, 32)
 _LARGE_RATIOS = (0.0, 1e4)
 
 
@@ -81,11 +82,27 @@ def plan(norms: Sequence[str], dtypes: Sequence[str], *, quick: bool = False) ->
     for norm, dtype, ratio in itertools.product(norms, dtypes, RATIOS):
         shapes = _QUICK_SHAPES if quick else _SHAPES
         if ratio in _LARGE_RATIOS and not quick:
-            shapes = (*shapes, _LARGE)
+            shapes = (*shapes, LARGE)
         for shape in (s for s in shapes if not why_not(norm, s)):
             for last in (False, True)[: len(shape) - 1]:
                 cases += modes(Case(norm, dtype, shape, ratio=ratio, channels_last=last))
     return cases
+
+
+def plan_compiled(cases: Sequence[Case]) -> list[Case]:
+    """Few enough to compile each: with images, of one type; those that share a graph in a row."""
+    images = [case for case in cases if len(case.shape) == 4 and case.dtype == cases[0].dtype]
+    return in_order_of_graphs(images)
+
+
+def in_order_of_graphs(cases: Sequence[Case]) -> list[Case]:
+    """Those that differ by ``ratio`` alone, which a graph does not know, one after the other."""
+    return sorted(cases, key=lambda case: repr(graph(case)))
+
+
+def graph(case: Case) -> Case:
+    """What a graph that is compiled for a case depends on."""
+    return replace(case, ratio=None, source="")
 
 
 def modes(case: Case) -> list[Case]:

@@ -6,6 +6,7 @@ user's own; then what the source articles print, computed again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,19 @@ import torch
 from torch import Tensor
 
 from normalform.lab import articles, check_report
-from normalform.lab.accuracy import Measured, measured, worst
+from normalform.lab.accuracy import COMPILE, Measured, by_kernel, measured, worst
 from normalform.lab.accuracy import accuracy as accuracy
-from normalform.lab.cases import DTYPES, NORMS, Case, modes, plan, why_not
+from normalform.lab.cases import (
+    DTYPES,
+    NORMS,
+    Case,
+    graph,
+    in_order_of_graphs,
+    modes,
+    plan,
+    plan_compiled,
+    why_not,
+)
 from normalform.lab.environment import environment
 from normalform.lab.own import Content, Own, read
 
@@ -39,8 +50,10 @@ class Options:
     Attributes:
         norms: some of ``NORMS``.
         dtypes: some of ``DTYPES``.
-        kernel: the kernel our layers run.
-        quick: fewer and smaller cases.
+        kernel: the kernel our layers run. With "auto" other ways to run them are checked too, on
+            fewer cases: the eager recipe, and torch.compile.
+        compile: check torch.compile with every norm, type and layout, instead of with some.
+        quick: fewer and smaller cases; nothing is compiled unless ``compile`` asks for it.
         input: a file of the user's own: ``.npy``, ``.npz``, ``.pt`` or a picture.
         key: the one array wanted of a file that holds several.
         json: a file to write every number to.
@@ -49,6 +62,7 @@ class Options:
     norms: Sequence[str] = NORMS
     dtypes: Sequence[str] = tuple(DTYPES)
     kernel: str = "auto"
+    compile: bool = False
     quick: bool = False
     input: Path | None = None
     key: str | None = None
@@ -88,6 +102,8 @@ def run(options: Options, console: Console | None = None) -> int:
             ),
         )
     )
+    others = _in_other_ways(options)
+    console.print(check_report.on_kernels(by_kernel([*found, *others])))
     for own in content.arrays:
         here, left_out = _on_own(own, options)
         measured_here = _measured([(case, own.x) for case in here], options.kernel)
@@ -98,10 +114,10 @@ def run(options: Options, console: Console | None = None) -> int:
         console.print(f"Not checked: {reason}.", markup=False)
     report = articles.check(options.kernel)
     console.print(check_report.on_articles(report))
-    console.print(check_report.verdict(found, report.ok))
-    ok = report.ok and all(each.ok for each in found)
+    console.print(check_report.verdict(found, others, report.ok))
+    ok = report.ok and all(each.ok for each in [*found, *others])
     if options.json is not None:
-        _write(options.json, options, found, report)
+        _write(options.json, options, found, others, report)
         console.print(f"All numbers are in {options.json}.", markup=False)
     return 0 if ok else 1
 
@@ -110,6 +126,20 @@ def _measured(work: Sequence[tuple[Case, Tensor | None]], kernel: str) -> list[M
     console = Console(stderr=True)
     bar = track(work, "measuring", console=console, transient=True, disable=not console.is_terminal)
     return [measured(case, x, kernel=kernel) for case, x in bar]
+
+
+def _in_other_ways(options: Options) -> list[Measured]:
+    """What "auto" does not run here: the eager recipe everywhere, and norms in compiled graphs."""
+    cases = plan(options.norms, options.dtypes, quick=True)
+    found: list[Measured] = []
+    if options.kernel == "auto":
+        found += _measured([(case, None) for case in cases], "eager")
+    if options.compile or (options.kernel == "auto" and not options.quick):
+        here = in_order_of_graphs(cases) if options.compile else plan_compiled(cases)
+        for _, alike in itertools.groupby(here, graph):
+            torch.compiler.reset()
+            found += _measured([(case, None) for case in alike], COMPILE)
+    return found
 
 
 def _on_own(own: Own, options: Options) -> tuple[list[Case], list[str]]:
@@ -144,7 +174,11 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _write(
-    path: Path, options: Options, found: Sequence[Measured], report: articles.Report
+    path: Path,
+    options: Options,
+    found: Sequence[Measured],
+    others: Sequence[Measured],
+    report: articles.Report,
 ) -> None:
     """Everything as JSON."""
     tensors = [
@@ -159,10 +193,11 @@ def _write(
     ]
     content = {
         "made_by": MARK,
-        "ok": report.ok and all(each.ok for each in found),
+        "ok": report.ok and all(each.ok for each in [*found, *others]),
         "environment": environment(),
         "options": {**asdict(options), "input": str(options.input or ""), "json": str(path)},
-        "cases": [{**asdict(each.case), "ours": each.ours, "torch": each.torch} for each in found],
+        "cases": [_all_of(each) for each in found],
+        "cases_in_other_ways": [_all_of(each) for each in others],
         "articles": {
             "tensors": tensors,
             "mislabelled": asdict(report.mislabelled),
@@ -174,6 +209,11 @@ def _write(
     text = json.dumps(_strict(content), indent=1, allow_nan=False)
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _all_of(each: Measured) -> dict[str, Any]:
+    numbers = {"ours": each.ours, "torch": each.torch}
+    return {**asdict(each.case), "kernel": each.kernel, **numbers}
 
 
 def _strict(value: Any) -> Any:

@@ -49,6 +49,24 @@ def on_random_input(table: Sequence[Row], by_ratio: Sequence[Row]) -> Renderable
     return Group(*parts)
 
 
+def on_kernels(table: Sequence[Row]) -> RenderableType:
+    """How exact each way to run our layers is; the rows are labelled by the kernel."""
+    columns = [name for name in QUANTITIES if any(name in row.ours for row in table)]
+    rows = _table("kernel", numbers=("cases", *columns))
+    for row in table:
+        errors = (row.ours.get(name) for name in columns)
+        rows.add_row(*row.label, f"{row.cases:,}", *map(_ours, errors))
+    return Group(
+        _heading("By what ran"),
+        Text(
+            'The largest error of ours by the kernel that ran, with "auto" by what it chose: cpu '
+            "is machine code by Numba, eager plain PyTorch in float64. Asked for by name, and "
+            "under torch.compile as one graph, on fewer cases."
+        ),
+        rows,
+    )
+
+
 def on_own_input(own: Own, table: Sequence[Row], left_out: Sequence[str]) -> RenderableType:
     """The table of accuracy on the user's data."""
     x = own.x.double()
@@ -101,9 +119,11 @@ def on_articles(report: Report) -> RenderableType:
     )
 
 
-def verdict(found: Sequence[Measured], articles: bool) -> RenderableType:
+def verdict(
+    found: Sequence[Measured], others: Sequence[Measured], articles: bool
+) -> RenderableType:
     """One line for all, and the cases in which ours is outside."""
-    outside = [each for each in found if not each.ok]
+    outside = [each for each in [*found, *others] if not each.ok]
     theirs = sum(_largest(each.torch) > 1 for each in found)
     parts: list[RenderableType] = [
         Text(
@@ -207,6 +227,12 @@ def _pair(ours: float | None, theirs: float | None) -> Text:
     return text.append(f"{number(theirs):<4}", style="default" if theirs <= 1 else "yellow")
 
 
+def _ours(error: float | None) -> Text:
+    if error is None:
+        return Text("")
+    return Text(number(error), style=_RIGHT if error <= 1 else _WRONG)
+
+
 def _within(difference: float, limit: float) -> Text:
     return Text(f"{difference:.1e}", style=_RIGHT if difference <= limit else _WRONG)
 
@@ -219,6 +245,7 @@ def _described(found: Measured) -> str:
         "channels last" if case.channels_last else "",
         "" if case.training else "evaluation",
         "one weight an element" if case.elementwise else "",
+        "" if found.kernel.startswith("auto") else found.kernel,
     ]
     where = ", ".join(filter(None, [case.norm, case.dtype, case.source, str(case.shape), *ways]))
     return f"{where}: {name} {number(error)}"

@@ -1,0 +1,278 @@
+"""The compiled CPU kernels where they work differently from each other, at sizes that show it.
+
+Long planes are cut into pieces, channels-last tensors into tiles and folded rows, batches into
+blocks with a tail. The promise is the same everywhere; ``kernel="cpu"`` raises where none runs.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normalform as nf
+from normalform import budget, reference
+from normalform.kernels import known
+from normalform.kernels.cpu import table as t
+from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accurate
+from planted import normal, randomized
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
+    # Contiguous: planes, in pieces where they are long
+    "batch, pieces": (lambda: nf.BatchNorm2d(3), (2, 3, 191, 181), False),
+    "instance, pieces": (lambda: nf.InstanceNorm2d(3, affine=True), (1, 3, 191, 181), False),
+    "group, pieces": (lambda: nf.GroupNorm(2, 4), (1, 4, 191, 181), False),
+    "switch, pieces": (lambda: nf.SwitchNorm2d(3), (2, 3, 191, 181), False),
+    "switch, parts": (lambda: nf.SwitchNorm2d(16), (8, 16, 24, 25), False),
+    "group, parts": (lambda: nf.GroupNorm(4, 16), (8, 16, 24, 25), False),
+    "instance, tracked": (
+        lambda: nf.InstanceNorm2d(6, affine=True, track_running_stats=True),
+        (4, 6, 30, 31),
+        False,
+    ),
+    "ghost, tail": (lambda: nf.GhostBatchNorm2d(6, 3), (8, 6, 30, 31), False),
+    # Channels last: columns, rows folded where they are short, tiles where they are long
+    "batch, last": (lambda: nf.BatchNorm2d(7), (3, 7, 90, 61), True),
+    "instance, last": (lambda: nf.InstanceNorm2d(7, affine=True), (2, 7, 90, 61), True),
+    "group, last": (lambda: nf.GroupNorm(2, 12), (3, 12, 70, 61), True),
+    "switch, last": (lambda: nf.SwitchNorm2d(7), (3, 7, 90, 61), True),
+    "ghost, last": (lambda: nf.GhostBatchNorm2d(7, 2), (5, 7, 20, 31), True),
+    "switch, tiles": (lambda: nf.SwitchNorm2d(1100), (3, 1100, 3, 2), True),
+    "batch rows, tiles": (lambda: nf.BatchNorm1d(1500), (41, 1500), False),
+    # Short planes in large batches
+    "batch, short planes": (lambda: nf.BatchNorm2d(3), (37, 3, 3, 3), False),
+    "batch, short planes in tiles": (lambda: nf.BatchNorm2d(200), (9, 200, 3, 3), False),
+    "instance, short planes": (lambda: nf.InstanceNorm2d(12, affine=True), (18, 12, 7, 7), False),
+    "group, short planes": (lambda: nf.GroupNorm(4, 12), (18, 12, 5, 5), False),
+    # Rows
+    "layer, long rows": (lambda: nf.LayerNorm(70001), (2, 70001), False),
+    "rms, long rows": (lambda: nf.RMSNorm(70001), (2, 70001), False),
+    "layer, many rows": (lambda: nf.LayerNorm(37), (1801, 37), False),
+    "rms, many rows": (lambda: nf.RMSNorm(37), (1801, 37), False),
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+LAST = {True: torch.channels_last, False: torch.contiguous_format}
+
+
+def prepared(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
+    """A layer whose parameters have the type of x too, x, and a gradient of its output."""
+    make, shape, last = CASES[name]
+    layer = randomized(make()).to(dtype)
+    layer.kernel = "cpu"
+    x, dy = (t.to(dtype).contiguous(memory_format=LAST[last]) for t in pair(shape))
+    return layer, x, dy
+
+
+def pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    noise = normal(2, *shape)
+    return noise[0] + 100, noise[1]
+
+
+def step(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    """The output and all gradients."""
+    leaf = x.detach().requires_grad_()
+    y = layer(leaf)
+    return [y, *torch.autograd.grad(y, [leaf, *layer.parameters()], dy)]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_the_promise(name: str, dtype: torch.dtype, training: bool):
+    layer, x, dy = prepared(name, dtype)
+    assert_layer_accurate(layer.train(training), x, dy)
+
+
+FEW = ["instance, tracked", "batch, last", "layer, many rows", "switch, parts"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hard", "dtype"),
+    [
+        *itertools.product(CASES, ["mean 1e6", "variance below eps", "outlier"], DTYPES[:1]),
+        *itertools.product(FEW, ["mean 1e6", "variance below eps", "outlier"], DTYPES[1:2]),
+    ],
+)
+def test_hard_inputs(name: str, hard: str, dtype: torch.dtype):
+    layer, x, dy = prepared(name, dtype)
+    values = HARD_INPUTS[hard](tuple(x.shape), torch.Generator().manual_seed(1))
+    assert_layer_accurate(layer, torch.empty_like(x).copy_(values), dy)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_an_element_next_to_the_mean(last: bool):
+    """One float64 for the mean is off by 6e-11 at |mean| = 1e6 std, more than the promise."""
+    x = torch.full((1, 2, 3001, 1), 1e6)
+    x[:, :, 1::2] += 1
+    x[:, :, 2::2] -= 1
+    x[:, :, 1] += 0.0625
+    layer = nf.BatchNorm2d(2, affine=False)
+    layer.kernel = "cpu"
+    if last:  # as strides say it: a width of 1 is in either order
+        x = x.expand(1, 2, 3001, 1).reshape(1, 2, 3001).mT.contiguous().mT.unsqueeze(3)
+        x = x.as_strided(x.shape, (6002, 1, 2, 2))
+    assert_layer_accurate(layer, x)
+
+
+def test_what_the_cases_reach():
+    """Every pattern, and every way in which its work is cut up."""
+    reached = set[str]()
+    for name in CASES:
+        layer, x, _ = prepared(name)
+        choice = nf.explain(layer, x).choice
+        layout = choice.steps.layout
+        p, kind, programs = layout.table, layout.kind, layout.programs(2)
+        found = {
+            "parts": programs.parts > 1,
+            "threads": layout.values >= 65536,
+            "tiled": programs.tiled,
+            "staged": not programs.tiled,
+        }
+        if kind != "rows":  # which has other numbers there
+            found |= {
+                "pieces": p[t.PIECES] > 1,
+                "a shorter piece": p[t.EXTENT] % p[t.LENGTH] != 0,
+                "tiles": p[t.TILES] > 1,
+                "a smaller tile": p[t.CHANNELS] % p[t.TILE] != 0,
+                "rows left over": p[t.LENGTH] % p[t.FOLD] != 0,
+                "neighbours": p[t.WIDTH] > 1,
+            }
+        reached |= {f"{kind}: {way}" for way, is_so in found.items() if is_so}
+    columns = {"tiles", "a smaller tile", "rows left over", "neighbours"}
+    both = {"pieces", "a shorter piece", "parts", "threads", "tiled", "staged"}
+    assert reached >= {f"columns: {way}" for way in columns | both}
+    assert reached >= {f"planes: {way}" for way in both}
+    assert reached >= {f"rows: {way}" for way in ("parts", "threads")}
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize(
+    ("make", "shape", "last"),
+    [
+        (lambda: nf.GroupNorm(1, 16), (2, 16, 45, 45), False),
+        (lambda: nf.InstanceNorm2d(2, affine=True), (1, 2, 181, 181), False),
+        (lambda: nf.BatchNorm2d(2), (16, 2, 181, 181), False),
+        (lambda: nf.BatchNorm2d(2), (16, 2, 181, 181), True),
+        (lambda: nf.LayerNorm(32768), (3, 32768), False),
+        (lambda: nf.RMSNorm(32768), (3, 32768), False),
+    ],
+    ids=["layer", "instance", "batch", "batch, last", "layer, rows", "rms"],
+)
+def test_float64_of_many_values(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], last: bool, mean: float
+):
+    """A sum of n terms, one after the other, would be off by more than the promise leaves."""
+    layer = randomized(make()).double()
+    layer.kernel = "cpu"
+    noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = (noise + mean).contiguous(memory_format=LAST[last])
+    assert_layer_accurate(layer, x, normal(*shape).double().contiguous(memory_format=LAST[last]))
+
+
+# What the caller may give
+
+
+GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda dy: dy.contiguous(),
+    "channels last": lambda dy: dy.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda dy: dy.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded": lambda dy: dy[:1, :, :1, :1].expand_as(dy),
+    "of a sum": lambda dy: dy.new_ones(()).expand_as(dy),
+    "negative": lambda dy: torch._neg_view(-dy),
+    "zeros": lambda dy: torch._efficientzerotensor(dy.shape, dtype=dy.dtype),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("name", ["batch, pieces", "instance, last", "group, short planes"])
+def test_a_gradient_that_lies_otherwise_in_memory(name: str, kind: str):
+    layer, x, dy = prepared(name)
+    other = GRADIENTS[kind](dy)
+    same = torch.empty_like(x).copy_(other)
+    assert all(map(torch.equal, step(layer, x, other), step(layer, x, same)))
+    assert_layer_accurate(layer, x, same)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ["switch, parts", "switch, last", "layer, many rows"])
+def test_any_subset_of_gradients(name: str, training: bool):
+    layer, x, dy = prepared(name)
+    layer.train(training)
+    leaves: list[Tensor] = [x.requires_grad_(), *layer.parameters()]
+    everything = torch.autograd.grad(layer(x), leaves, dy)
+    for k in range(len(leaves)):
+        for wanted in ([k], [i for i in range(len(leaves)) if i != k]):
+            for i, leaf in enumerate(leaves):
+                leaf.requires_grad_(i in wanted)
+            found = torch.autograd.grad(layer(x), [leaves[i] for i in wanted], dy)
+            assert all(map(torch.equal, found, (everything[i] for i in wanted))), wanted
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    ("notation", "sizes"), [("n c [s]", {}), ("[n] c [s]", {}), ("n (g [c]) [s]", {"g": 3})]
+)
+def test_weight_and_bias_of_every_sample(
+    notation: str, sizes: dict[str, int], last: bool, dtype: torch.dtype
+):
+    shape = (5, 6, 20, 21)
+    x, dy = (t.to(dtype).contiguous(memory_format=LAST[last]) for t in pair(shape))
+    weight, bias = normal(2, *shape[:2]).to(dtype)
+    leaves = [leaf.requires_grad_() for leaf in (x, weight, bias)]
+    y = nf.norm(x, notation, weight, bias, params="n c", kernel="cpu", **sizes)
+    dx, *others = torch.autograd.grad(y, leaves, dy)
+    wide, weight_, bias_, dy_ = (t.detach().double().numpy() for t in (x, weight, bias, dy))
+    result = reference.norm(wide, notation, weight_, bias_, params="n c", **sizes)
+    gradients = result.backward(dy_)
+    assert_accurate(y.detach(), result.y, budget.allowed_y(result, dtype))
+    assert_accurate(dx, gradients.x, budget.allowed_dx(result, gradients, dtype), "dx")
+    for name, gradient in zip(("weight", "bias"), others, strict=True):
+        exact = getattr(gradients, name).reshape(gradient.shape)
+        allowed = budget.allowed_sum(name, result, gradients, dy_, dtype, dtype)
+        assert_accurate(gradient, exact, allowed.reshape(gradient.shape), name)
+
+
+def test_logits_of_any_size():
+    """Their softmax must not overflow."""
+    layer, x, dy = prepared("switch, parts")
+    with torch.no_grad():
+        layer.mean_weight.copy_(torch.tensor([1e3, 1e3 - 1, -1e4]))
+        layer.var_weight.copy_(torch.tensor([-1e4, -1e4 - 1, -1e4 + 1]))
+    assert_layer_accurate(layer, x, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["batch, last", "switch, parts", "layer, many rows"])
+def test_parameters_wider_than_x(name: str, dtype: torch.dtype):
+    layer, x, dy = prepared(name, dtype)
+    assert_layer_accurate(layer.double(), x, dy)
+
+
+def test_nan_stays_nan_in_bfloat16():
+    """Rounded as a number, the largest of all NaN would become zero."""
+    weight = torch.tensor([0x7FFFFFFF, 0], dtype=torch.int32).view(torch.float32)
+    y = nf.norm(normal(4, 2).bfloat16(), "n [c]", weight, kernel="cpu")
+    assert y[:, 0].isnan().all()
+    assert (y[:, 1] == 0).all()
+
+
+# Threads
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_bits_however_many_threads_there_were(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Also with layouts made anew. In float64, where no last rounding hides another order."""
+    threads, runs = torch.get_num_threads(), list[Any]()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(known, "_remembered", {})
+            layer, x, dy = prepared(name, torch.float64)
+            runs.append([*step(layer, x, dy), *layer.buffers()])
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
