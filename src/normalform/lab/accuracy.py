@@ -6,7 +6,6 @@ should have given, and how far from it the promise lets them be: an error of 1.0
 
 from __future__ import annotations
 
-import math
 import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from normalform.explain import chosen
 from normalform.lab.cases import (
     DTYPES,
-    LARGE,
     NORMS,
     Case,
     laid_out,
@@ -113,20 +111,22 @@ def measured(case: Case, x: Tensor | None = None, *, kernel: str = "auto") -> Me
         x: the input (N, C, *); None for random numbers.
         kernel: the kernel our layer runs, or ``COMPILE``.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
-    x = random_input(case, generator) if x is None else x
-    ours, theirs = layers(case, x, generator)
-    x = laid_out(x, case)
-    dy = laid_out(torch.randn(case.shape, generator=generator, dtype=torch.float64), case)
-    run = measure
-    if kernel == COMPILE:
-        run = _measure_compiled
-    else:
-        ours.kernel = kernel  # pyright: ignore[reportArgumentType]
-        if kernel == "auto":
-            kernel = f"auto: {chosen(ours, x).kernel}"
-    with _threads_for(x):
-        return Measured(case, kernel, _columns(run(ours, x, dy)), _columns(measure(theirs, x, dy)))
+    threads = torch.get_num_threads()
+    with _threads(1):  # waking others takes longer than small inputs, above all on a busy machine
+        generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
+        x = random_input(case, generator) if x is None else x
+        ours, theirs = layers(case, x, generator)
+        x = laid_out(x, case)
+        dy = laid_out(torch.randn(case.shape, generator=generator, dtype=torch.float64), case)
+        if kernel == COMPILE:
+            found = _measure_compiled(ours, x, dy)
+        else:
+            ours.kernel = kernel  # pyright: ignore[reportArgumentType]
+            if kernel == "auto":
+                kernel = f"auto: {chosen(ours, x).kernel}"
+            with _threads(threads if kernel == "auto: cpu" else 1):
+                found = measure(ours, x, dy)
+        return Measured(case, kernel, _columns(found), _columns(measure(theirs, x, dy)))
 
 
 def by_kernel(found: Sequence[Measured]) -> list[Row]:
@@ -155,14 +155,13 @@ def worst(found: Iterable[Measured], label: Callable[[Case], tuple[str, ...]]) -
 
 
 @contextmanager
-def _threads_for(x: Tensor) -> Generator[None]:
-    """One where x is small: waking others takes most of the time, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if x.numel() >= math.prod(LARGE) else 1)
+def _threads(count: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _measure_compiled(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, float]:

@@ -40,7 +40,7 @@ _HALF = 3e4  # about half of what float16 holds
 _SHAPES = ((64, 12), (6, 12, 37), (5, 12, 13, 11), (3, 8, 5, 6, 7))
 _QUICK_SHAPES = ((16, 12), (3, 12, 5, 7))
 # At some ratios only: it takes as long as all others together. Several threads work on it.
-LARGE = (4, 16, 32, 32)
+_LARGE = (4, 16, 32, 32)
 _LARGE_RATIOS = (0.0, 1e4)
 
 
@@ -82,7 +82,7 @@ def plan(norms: Sequence[str], dtypes: Sequence[str], *, quick: bool = False) ->
     for norm, dtype, ratio in itertools.product(norms, dtypes, RATIOS):
         shapes = _QUICK_SHAPES if quick else _SHAPES
         if ratio in _LARGE_RATIOS and not quick:
-            shapes = (*shapes, LARGE)
+            shapes = (*shapes, _LARGE)
         for shape in (s for s in shapes if not why_not(norm, s)):
             for last in (False, True)[: len(shape) - 1]:
                 cases += modes(Case(norm, dtype, shape, ratio=ratio, channels_last=last))

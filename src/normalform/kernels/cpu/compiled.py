@@ -232,13 +232,13 @@ def call(typing: Any, function: Any, x: Any, args: Any, part: Any) -> Any:
 
 
 def load(row: Any, i: int) -> float:
-    """``row[i]`` in float64."""
-    raise NotImplementedError
+    """``row[i]`` in float64; of bfloat16 from its bits."""
+    return float(row[i])
 
 
 def store(row: Any, i: int, value: float) -> None:
-    """``row[i] = value``, rounded to nearest."""
-    raise NotImplementedError
+    """``row[i] = value``, rounded to nearest, in bfloat16 to its bits."""
+    row[i] = value
 
 
 @overload(load, strict=False)
