@@ -29,8 +29,8 @@ class LayerNorm(nn.LayerNorm):
 
     Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
 
-    >>> nf.LayerNorm(2, eps=1e-12)(torch.tensor([[1., 3.]]))
-    tensor([[-1.,  1.]], grad_fn=<ViewBackward0>)
+    >>> nf.LayerNorm(2, eps=1e-12, elementwise_affine=False)(torch.tensor([[1., 3.]]))
+    tensor([[-1.,  1.]])
     """
 
     kernel: str = "auto"
