@@ -134,3 +134,13 @@ def test_a_weight_along_two_axes_has_their_shape():
         nf.norm(x, "n c [s]", weight.view(16, 8), params="n c")
     y = nf.norm(x, "n c [s]", weight.view(8, 16), params="n c")
     assert torch.equal(y[:, :, 0, 0] == 0, weight.view(8, 16) == 0)
+
+
+def test_one_running_buffer_is_refused_after_a_call_without_any():
+    x, var = torch.randn(4, 3, 5, 5), torch.ones(3)
+    for norm in (nf.functional.batch_norm, nf.functional.instance_norm):
+        norm(x, None, None, None, None, True)
+        with pytest.raises(ValueError, match="must either both be None or neither"):
+            norm(x, None, var, None, None, True)
+        with pytest.raises(ValueError, match="must either both be None or neither"):
+            norm(x, var, None, None, None, True)

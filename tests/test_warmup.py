@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import normalform as nf
+from normalform import path
 from programs import run
 from zoo import ZOO, build
 
@@ -85,6 +86,17 @@ def test_the_first_request_compiles_and_loads_nothing(backward):
     assert sum(map(int, cold.values())) > 10
     warm = run(COMPILED.format(warm=True, **asked))
     assert warm == {"compiled": 0, "loaded": 0}
+
+
+def test_programs_for_any_number_of_threads_are_prepared():
+    x, weight = torch.randn(2, 4, 9, 300), torch.ones(4)
+    steps = path.compiled(
+        x, (path.INSTANCE,), weight, None, 1e-5, "c", None, None, None, False, "here"
+    )
+    assert not isinstance(steps, str)
+    steps.prepare(backward=True)
+    for programs in (steps.layout.tiled, steps.layout.staged):
+        assert set(programs._made) == {None, (True, True)}
 
 
 @pytest.mark.parametrize("training", [True, False])

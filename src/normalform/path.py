@@ -125,7 +125,7 @@ def running_norm(
     running = None
     if running_mean is not None and running_var is not None:
         running = running_mean, running_var
-    call = use_input_stats, eps, running_mean is None, recipes
+    call = use_input_stats, eps, running_mean is None, running_var is None, recipes
     y = known(call, kernel, input, weight, bias, logits, running, momentum)
     if y is not None:
         return y

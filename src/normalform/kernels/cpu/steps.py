@@ -61,7 +61,9 @@ class Compiled:
         small = any(kind is not None for kind in (asked.weight, asked.bias, asked.logits))
         for programs in (layout.tiled, layout.staged if layout.kind != "rows" else None):
             if programs is not None:
-                _ = programs.forward, programs.backward(True, small) if backward else None
+                programs.forward()
+                if backward:
+                    programs.backward(True, small)
 
     def forward(
         self,
