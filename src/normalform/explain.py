@@ -179,10 +179,9 @@ def _meaning(r: Recipe) -> str:
 
 def described(x: Tensor) -> str:
     """Shape, type and order in memory."""
-    last = path.CHANNELS_LAST.get(x.ndim)
     if x.is_contiguous():
         order = "contiguous"
-    elif last is not None and x.is_contiguous(memory_format=last):
+    elif kernels.is_channels_last(x):
         order = "channels_last"
     else:
         order = f"strides {x.stride()}"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
 
 from normalform import kernels
 from normalform.cells import Cells
@@ -26,7 +25,6 @@ from normalform.kernels.plan import Pair, Plan, population, wide
 from normalform.recipes import Recipe, named, recipe
 
 BATCH, INSTANCE = named("batch"), named("instance")
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
 
 ASK = "ask"  # a kernel that computes nothing: it raises what "auto" would take
@@ -217,7 +215,7 @@ def blend(
                 update(running, population(compact, batch, plan.base), momentum)
     if z is not x:
         y = y.permute([order.index(d) for d in range(x.ndim)])
-    return y if x.is_contiguous() or _is_channels_last(x) else y.contiguous()
+    return y if x.is_contiguous() or kernels.is_channels_last(x) else y.contiguous()
 
 
 def _as_operator(
@@ -342,8 +340,8 @@ def rows(
     y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who, call=call)
     y = y.view(input.shape)
     # As PyTorch: layer norm answers contiguously, RMS norm in the input's memory format.
-    if not recipe.center and _is_channels_last(input) and not input.is_contiguous():
-        y = y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
+    if not recipe.center and kernels.is_channels_last(input) and not input.is_contiguous():
+        y = y.contiguous(memory_format=kernels.CHANNELS_LAST[y.ndim])
     return y
 
 
@@ -487,10 +485,3 @@ def _cells(recipe: Recipe, shape: torch.Size) -> Cells:
     if torch.compiler.is_compiling() or any(type(size) is not int for size in shape):
         return recipe.cells(shape)
     return _cached_cells(recipe, shape)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    if is_batchedtensor(x):  # vmap cannot be asked
-        return False
-    layout = CHANNELS_LAST.get(x.ndim)
-    return layout is not None and x.is_contiguous(memory_format=layout)

@@ -13,7 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C._functorch import (
+    is_batchedtensor,
+    is_legacy_batchedtensor,  # pyright: ignore[reportAttributeAccessIssue]
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -31,6 +35,7 @@ from normalform.kernels.plan import (
 )
 
 KERNELS: dict[str, ModuleType] = {"eager": eager, "two_float": two_float}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def choose(kernel: str, x: Tensor) -> str:
@@ -78,6 +83,14 @@ def warn_not_finite(name: str, bad: int, total: int) -> None:
 def exporting() -> bool:
     """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x lies in memory as one of ``CHANNELS_LAST``."""
+    if is_batchedtensor(x):  # vmap cannot be asked
+        return False
+    layout = CHANNELS_LAST.get(x.ndim)
+    return layout is not None and x.is_contiguous(memory_format=layout)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -232,8 +245,7 @@ class _Normalize(torch.autograd.Function):
         to_mean: Tensor | None,
         to_var: Tensor | None,
     ) -> Tensor:
-        logits = None if to_mean is None or to_var is None else (to_mean, to_var)
-        y, kept = steps.forward(x, weight, bias, logits, running, momentum, True)
+        y, kept = steps.forward(x, weight, bias, both(to_mean, to_var), running, momentum, True)
         ctx.save_for_backward(x, weight, bias, to_mean, to_var)
         ctx.steps, ctx.kept = steps, kept
         return y
@@ -244,8 +256,7 @@ class _Normalize(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(dy) or is_legacy_batchedtensor(dy):
             return (None, None, None, *_differentiable_backward(ctx, dy))
         x, weight, bias, to_mean, to_var = ctx.saved_tensors
-        logits = None if to_mean is None else (to_mean, to_var)
-        needs = ctx.needs_input_grad[3:]
+        logits, needs = both(to_mean, to_var), ctx.needs_input_grad[3:]
         grads = ctx.steps.backward(ctx.kept, dy, x, weight, bias, logits, needs)
         return (None, None, None, *grads)
 
@@ -334,10 +345,11 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=True) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = ctx.steps.again(ctx.kept, x, weight, bias, _both(*logits))
+        y = ctx.steps.again(ctx.kept, x, weight, bias, both(*logits))
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 
 
-def _both(mean: Tensor | None, var: Tensor | None) -> Pair | None:
+def both(mean: Tensor | None, var: Tensor | None) -> Pair | None:
+    """What comes in pairs: both, or none."""
     return None if mean is None or var is None else (mean, var)

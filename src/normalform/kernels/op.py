@@ -19,7 +19,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normalform.cells import Cells
-from normalform.kernels import cpu_engine, exporting
+from normalform.kernels import both, cpu_engine, exporting, is_channels_last
 from normalform.kernels.plan import Pair, Plan
 from normalform.recipes import Recipe, recipe
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from normalform.kernels.cpu.steps import Compiled
 
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Numbers that are kept: of a row; of a branch, a cell, a channel for each sample it differs in.
 _ROW, _BRANCH, _CELL, _CHANNEL = 3, 2, 4, 7
 
@@ -67,7 +66,7 @@ def room(
     if any(pair is not None and pair[0].dtype != pair[1].dtype for pair in (logits, running)):
         return None
     order = cells[0].order
-    last = not x.is_contiguous() and _is_channels_last(x)
+    last = not x.is_contiguous() and is_channels_last(x)
     if order != tuple(range(x.ndim)):
         if last or order != (0, x.ndim - 1, *range(1, x.ndim - 1)):
             return None
@@ -109,10 +108,6 @@ def _fit(tensors: Sequence[Tensor | None]) -> bool:
         )
         for t in tensors
     )
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.ndim in _CHANNELS_LAST and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
 
 
 def _count(cells: Cells) -> int:
@@ -219,7 +214,7 @@ def norm(
 
     Those move by ``share``, or where there is none by ``momentum``.
     """
-    logits, running = _both(mean_logits, var_logits), _both(running_mean, running_var)
+    logits, running = both(mean_logits, var_logits), both(running_mean, running_var)
     steps = _steps(
         x, weight, bias, logits, None if running is None else running[0].dtype, eps, form
     )
@@ -248,7 +243,7 @@ def norm_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Those gradients of x, weight, bias and both logits that are needed."""
-    logits = _both(mean_logits, var_logits)
+    logits = both(mean_logits, var_logits)
     steps = _steps(x, weight, bias, logits, running, eps, form)
     small = _last(kept, steps.layout.small)
     found = steps.backward(small, dy, x, weight, bias, logits, needs)
@@ -279,7 +274,7 @@ def _(dy: Tensor, x: Tensor, *args: Any) -> list[Tensor]:
 
 def _like(x: Tensor) -> Tensor:
     """As the kernels make it: without gaps."""
-    dense = x.is_contiguous() or _is_channels_last(x)
+    dense = x.is_contiguous() or is_channels_last(x)
     return torch.empty_like(
         x, memory_format=torch.preserve_format if dense else torch.contiguous_format
     )
@@ -337,7 +332,3 @@ def _steps(
 
 
 _found: dict[tuple[Any, ...], Compiled] = {}
-
-
-def _both(mean: Tensor | None, var: Tensor | None) -> Pair | None:
-    return None if mean is None or var is None else (mean, var)

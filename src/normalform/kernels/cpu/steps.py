@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from normalform.cells import Cells
-from normalform.kernels import composite, warn_not_finite
+from normalform.kernels import composite, is_channels_last, warn_not_finite
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu import team
 from normalform.kernels.cpu.compiled import HOLDS, KINDS
@@ -254,7 +254,7 @@ def find(
     n_dim, c_dim = (order := cells[0].order)[:2]
     if param_dims not in ((c_dim,), (n_dim, c_dim)):
         return "it takes weight and bias along c, or n c"
-    kept = x.is_contiguous() or (x.ndim in (4, 5) and _is_channels_last(x))
+    kept = x.is_contiguous() or is_channels_last(x)
     stored = memory_order((x if kept else x.contiguous()).permute(order))
     if stored is None:
         return "the axes are in another order than n c s or n s c"
@@ -273,11 +273,6 @@ def find(
         return "its memory pattern has no kernel"
     sizes = [size if d in param_dims else 1 for d, size in enumerate(x.shape)]
     return Compiled(Layout(request, kind), tuple(x.shape), order, tuple(sizes[d] for d in order))
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.is_contiguous(memory_format=formats[x.ndim])
 
 
 def _name(dtype: torch.dtype) -> str:
