@@ -13,10 +13,10 @@ from normalform import cli
 from normalform.lab.bench import command, measure, models, norms
 from normalform.lab.bench.command import Options, bench
 from normalform.lab.bench.floors import FORWARD, INFERENCE, STEP
+from normalform.lab.bench.folder import Folder
 from normalform.lab.bench.measure import How
 from normalform.lab.bench.rows import read_rows, results
 from normalform.lab.bench.targets import TRAINING
-from normalform.lab.locking import lock
 
 
 @pytest.fixture
@@ -107,8 +107,7 @@ def test_a_new_benchmark_replaces_the_old_one_in_its_folder(tmp_path, quick):
 
 
 def test_two_benchmarks_do_not_write_into_one_folder(tmp_path, quick):
-    (tmp_path / "mine").mkdir()
-    with lock(tmp_path / "mine" / ".lock"), pytest.raises(ValueError, match="another benchmark"):
+    with Folder(tmp_path / "mine", {}), pytest.raises(ValueError, match="another benchmark"):
         run(tmp_path, name="mine")
     run(tmp_path, name="mine", norms=["rms"], models=["none"], max_elements=300)
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import normalform as nf
 from normalform.kernels import op
+from normalform.kernels.call import Call
 from normalform.kernels.cpu import steps
 from normalform.kernels.cpu import table as t
 from normalform.recipes import named, recipe
@@ -311,22 +312,18 @@ LAID = [
 
 
 @pytest.mark.parametrize(("over", "shape"), LAID, ids=str)
-def test_it_takes_what_the_kernels_take(
-    over: tuple[str, ...], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-):
-    """And keeps what they need: the cells of every branch, without the slots they came from."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    recipes = [named(name) for name in over]
-    ones, channels = torch.ones(len(over)), torch.ones(shape[1])
+def test_it_keeps_what_the_kernels_need(over: tuple[str, ...], shape: tuple[int, ...]):
+    """The cells of every branch, without the slots they came from."""
+    recipes = tuple(map(named, over))
+    ones, channels = torch.ones(len(over)), torch.ones(recipes[0].cells(shape).shape[1])
     logits, running = (ones, ones) if len(over) > 1 else None, (channels, channels)
     last, tracked = LAYOUTS["channels last"] if len(shape) == 4 else torch.clone, len(over) - 1
     uses = [(None, None, False), (running, tracked, False), (running, tracked, True)]
     for x, use, params in itertools.product(
         (example(shape), last(example(shape))), uses, ("c", "n c")
     ):
-        cells, dims = [r.cells(x.shape) for r in recipes], recipes[0].param_dims(x.ndim, params)
-        room = op.room(x, cells, dims, None, None, logits, *use)
-        found = steps.find(x, cells, 1e-5, dims, None, None, logits, *use)
+        call = Call(x, recipes, None, None, 1e-5, params, logits, *use)
+        room, found = op.room(call), steps.find(call)
         if isinstance(found, str):
             assert room is None, found
             continue

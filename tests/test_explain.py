@@ -1,11 +1,17 @@
 """What ``explain`` says is what runs, and asking changes nothing."""
 
+from xml.etree import ElementTree
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import normalform as nf
+from normalform.drawing.sets import Most, Sets
+from normalform.drawing.svg import NAMESPACE
 from normalform.explain import Choice, chosen
+from sharing import partition
 from zoo import ZOO, build
 
 team = pytest.importorskip("normalform.kernels.cpu.team")
@@ -72,7 +78,7 @@ def test_the_threads_it_says(ran, threads, size):
         layer(x)
     finally:
         torch.set_num_threads(ours)
-    few = "one thread below 65536 values"
+    few = "one thread below 32768 values"
     assert said.endswith(f"(planes), {few if size == 16 else f'threads: {threads}'}")
     assert ran == [1 if size == 16 else threads]
 
@@ -100,7 +106,7 @@ def test_names_and_notation_stand_for_the_function(run, recipe, make, reason, ra
 
 def test_a_blend_by_name(ran):
     choice = nf.explain("switch", torch.randn(2, 3, 4, 4)).choice
-    assert choice.why == "cpu (planes), one thread below 65536 values"
+    assert choice.why == "cpu (planes), one thread below 32768 values"
     assert not ran
 
 
@@ -177,3 +183,64 @@ def test_other_modules_are_refused(norm):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="unknown norm 'bach'"):
         nf.explain("bach")
+
+
+LAID = {
+    "batch rows": (lambda: nf.BatchNorm1d(4), (3, 4)),
+    "batch 3d": (lambda: nf.BatchNorm3d(2), (2, 2, 2, 2, 2)),
+    "instance": (lambda: nf.InstanceNorm2d(3), (2, 3, 2, 2)),
+    "instance, one sample": (lambda: nf.InstanceNorm1d(3), (3, 4)),
+    "group": (lambda: nf.GroupNorm(2, 6), (2, 6, 3)),
+    "ghost": (lambda: nf.GhostBatchNorm1d(3, 2), (5, 3, 2)),
+    "layer, one row": (lambda: nf.LayerNorm(5), (5,)),
+    "layer, rows": (lambda: nf.LayerNorm(4), (3, 4)),
+    "layer, tokens": (lambda: nf.LayerNorm(4), (2, 3, 4)),
+    "layer, many axes ahead": (lambda: nf.LayerNorm(3), (2, 2, 2, 1, 2, 3)),
+    "layer, samples": (lambda: nf.LayerNorm((3, 2, 2)), (2, 3, 2, 2)),
+    "layer, one sample": (lambda: nf.LayerNorm((3, 2)), (3, 2)),
+    "layer, planes": (lambda: nf.LayerNorm((2, 3)), (2, 2, 3, 2, 3)),
+    "rms, planes": (lambda: nf.RMSNorm((2, 3)), (2, 3, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_the_sets_of_a_layer_are_those_that_it_has(name):
+    make, shape = LAID[name]
+    layer = make().double()
+
+    def y_of(x):
+        return layer(torch.from_numpy(x)).detach().numpy()
+
+    truth = partition(y_of, shape)
+    seen = nf.explain(layer, torch.randn(shape, dtype=torch.float64))
+    sets = Sets.of(seen.laid[0], seen.shape, Most(99, 99, 99))
+    found = {}
+    for element in sets.elements():  # pictures may have one axis in the place of several
+        at = np.unravel_index(np.ravel_multi_index(element.at, seen.shape), shape)
+        found.setdefault(sets.set_of(element), set()).add(tuple(map(int, at)))
+    assert {frozenset(group) for group in found.values()} == set(truth.values())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_layer_has_a_picture(name):
+    layer, shape = build(name)
+    alone, asked = nf.explain(layer), nf.explain(layer, torch.randn(shape))
+    for said in (alone, asked):
+        svg = said._repr_svg_()
+        texts = [text.text for text in ElementTree.fromstring(svg).iter(f"{{{NAMESPACE}}}text")]
+        assert type(layer).__name__ in texts
+        assert all(str(sets).split(";")[0] in " ".join(texts) for sets in said.sets)
+    assert asked.lines[-1].startswith(f"on {tuple(shape)} ")
+    channels = {p.shape[0] for key, p in layer.named_parameters() if key == "weight"}
+    assert channels <= set(alone.shape)
+
+
+def test_pictures_of_names():
+    assert nf.explain("group").shape == (2, 4, 3, 3)
+    assert str(nf.explain("group").sets[0]).startswith("n (g [c]) [s] on 2x4x3x3: 4 sets of 18 ")
+    assert "a blend" in nf.explain("switch").svg("and more")
+    assert "and more" in nf.explain("switch").svg("and more")
+    assert nf.explain("n c [s]", torch.randn(2, 3, 2, 2, 2, 2))._repr_svg_() is None
+    assert nf.explain("n c [s]", torch.empty(0, 3, 2))._repr_svg_() is None
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        nf.explain("n c [s]", torch.empty(0, 3, 2)).svg()

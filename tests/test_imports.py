@@ -29,8 +29,8 @@ OPTIONAL = {
 
 # The judge stands apart: what it judges may not use it, and it uses nothing of that.
 JUDGE = ("notation", "cells", "recipes", "normal_form", "reference")
-COMPUTES = ("notation", "cells", "recipes", "kernels", "path", "functional", "layers")
-TOOLS = (*COMPUTES, "surgery", "diagnose", "explain", "warmup")
+COMPUTES = ("notation", "cells", "recipes", "refusals", "kernels", "path", "functional", "layers")
+TOOLS = (*COMPUTES, "surgery", "diagnose", "drawing", "explain", "warmup")
 ROOT_NAMES = (*TOOLS, *JUDGE, "budget", "testing")
 
 

@@ -7,7 +7,6 @@ import os
 import numpy as np
 import pytest
 
-from normalform.lab import records
 from normalform.lab.records import Writer, read
 from normalform.lab.rows import Row, read_rows, to_csv
 
@@ -107,7 +106,7 @@ def test_killed_in_the_middle_of_a_write(folder, monkeypatch, moment):
         raise SystemExit("killed")
 
     with Writer(folder, meta("c")) as writer:
-        monkeypatch.setattr(records.os, "fsync" if moment == "write" else "replace", killed)
+        monkeypatch.setattr(os, "fsync" if moment == "write" else "replace", killed)
         with pytest.raises(SystemExit):
             writer.add(row("c"), DETAILS)
         monkeypatch.undo()
@@ -121,8 +120,8 @@ def test_killed_in_the_middle_of_a_write(folder, monkeypatch, moment):
 def test_every_file_is_on_the_disk_before_it_is_in_place(folder, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(records.os, "fsync", lambda f: (done.append("fsync"), fsync(f))[1])
-    monkeypatch.setattr(records.os, "replace", lambda a, b: (done.append(b.name), replace(a, b))[1])
+    monkeypatch.setattr(os, "fsync", lambda f: (done.append("fsync"), fsync(f))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(b.name), replace(a, b))[1])
     with Writer(folder, meta("a")) as writer:
         done.clear()
         writer.add(row("c"), DETAILS)

@@ -2,11 +2,14 @@
 
 import pytest
 
-from mutants import MUTANTS
+import mutants
+import mutants_cpu
 
 
 @pytest.mark.filterwarnings("ignore:running_:UserWarning")
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug)
+@pytest.mark.parametrize(
+    "mutant", mutants.MUTANTS + mutants_cpu.MUTANTS, ids=lambda mutant: mutant.bug
+)
 def test_the_suite_kills(mutant, monkeypatch):
     mutant.killed_by()  # passes without the bug
     mutant.plant(monkeypatch)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import normalform as nf
 from normalform import path
+from normalform.kernels.call import Call
 from programs import run
 from zoo import ZOO, build
 
@@ -90,9 +91,7 @@ def test_the_first_request_compiles_and_loads_nothing(backward):
 
 def test_programs_for_any_number_of_threads_are_prepared():
     x, weight = torch.randn(2, 4, 9, 300), torch.ones(4)
-    steps = path.compiled(
-        x, (path.INSTANCE,), weight, None, 1e-5, "c", None, None, None, False, "here"
-    )
+    steps = path.compiled(Call(x, (path.INSTANCE,), weight, None, 1e-5))
     assert not isinstance(steps, str)
     steps.prepare(backward=True)
     for programs in (steps.layout.tiled, steps.layout.staged):

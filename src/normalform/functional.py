@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normalform import path
+from normalform.kernels.call import Call
 from normalform.recipes import NORMS, Recipe
+from normalform.refusals import require_float
 
 SWITCH: tuple[str, ...] = NORMS["switch"].over
 
@@ -62,12 +64,12 @@ def norm(
     torch.Size([2, 8, 4, 4])
     """
     read = path.read(recipe, center, **sizes)
-    call = params, eps, read
-    y = path.known(call, kernel, x, weight, bias)
+    options = params, eps, read
+    y = path.known(options, kernel, x, weight, bias)
     if y is not None:
         return y
-    path.require_float(x, "norm")
-    return path.blend(x, (read,), weight, bias, eps, params=params, kernel=kernel, call=call)
+    require_float(x, "norm")
+    return path.run(Call(x, (read,), weight, bias, eps, params), kernel, options)
 
 
 def batch_norm(

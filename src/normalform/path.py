@@ -1,7 +1,7 @@
 """The one path every norm takes, from a recipe and a tensor to the result.
 
-Check, lay the recipes over the shape, bring the axes into the order (n, c, *s), hand over to a
-kernel, update running statistics.
+Look whether the call is known, check it, then go by one operator where a graph is compiled, by the
+compiled kernels where they take it, or by passes in torch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normalform import kernels
-from normalform.cells import Cells
 from normalform.kernels import exporting as exporting
 from normalform.kernels import op
+from normalform.kernels.call import Call
 from normalform.kernels.known import is_ordinary, remember
 from normalform.kernels.known import known as known
-from normalform.kernels.plan import Pair, Plan, population, wide
+from normalform.kernels.passes import affine, normalized
+from normalform.kernels.plan import Pair
 from normalform.recipes import Recipe, named, recipe
+from normalform.refusals import require_float, require_groups, require_rows, require_values
 
 BATCH, INSTANCE = named("batch"), named("instance")
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
@@ -49,33 +51,13 @@ def grouped(
     who: object,
 ) -> Tensor:
     """:func:`normalform.functional.group_norm`, with ``who`` to name in errors."""
-    call = "group", num_groups, eps
-    y = known(call, kernel, input, weight, bias)
+    options = "group", num_groups, eps
+    y = known(options, kernel, input, weight, bias)
     if y is not None:
         return y
-    if input.ndim < 2:
-        raise RuntimeError(
-            f"Expected at least 2 dimensions for input tensor but received {input.ndim}: "
-            f"{who} takes (N, C, *)"
-        )
-    require_float(input, who)
-    samples, channels = input.shape[:2]
-    if num_groups < 1:
-        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
-    if channels % num_groups:
-        raise RuntimeError(
-            "Expected number of channels in input to be divisible by num_groups, but got input of "
-            f"shape {list(input.shape)} and num_groups={num_groups} ({who})"
-        )
-    # PyTorch refuses one value per group only in a batch of one; so do we.
-    if samples * channels // num_groups * math.prod(input.shape[2:]) == 1:
-        raise ValueError(
-            "Expected more than 1 value per channel when training, got input size "
-            f"{list(input.shape)}: every group of {who} holds one value, which has no variance. "
-            "Use fewer groups or a larger input"
-        )
+    require_groups(input, num_groups, who)
     recipes = (read("group", g=num_groups),)
-    return blend(input, recipes, weight, bias, eps, kernel=kernel, who=who, call=call)
+    return run(Call(input, recipes, weight, bias, eps, who=who), kernel, options)
 
 
 def batch_norm(
@@ -123,8 +105,8 @@ def running_norm(
     running = None
     if running_mean is not None and running_var is not None:
         running = running_mean, running_var
-    call = use_input_stats, eps, running_mean is None, running_var is None, recipes
-    y = known(call, kernel, input, weight, bias, logits, running, momentum)
+    options = use_input_stats, eps, running_mean is None, running_var is None, recipes
+    y = known(options, kernel, input, weight, bias, logits, running, momentum)
     if y is not None:
         return y
     require_float(input, who)
@@ -143,155 +125,49 @@ def running_norm(
     if given and logits is None and exporting():
         return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
     if not given and logits is None:
-        _require_values(input.shape, recipes[0], who)
-    return blend(
-        input, recipes, weight, bias, eps, logits=logits, running=running, tracked=tracked,
-        given=given, momentum=momentum, kernel=kernel, who=who, call=call,
+        require_values(input.shape, recipes[0], who)
+    if given:  # running statistics know no blocks of samples, which would tie a graph to a batch
+        recipes = tuple(BATCH if k == tracked else r for k, r in enumerate(recipes))
+    call = Call(
+        input, recipes, weight, bias, eps, logits=logits, running=running,
+        tracked=None if running is None else tracked, given=given, momentum=momentum, who=who,
     )  # fmt: skip
+    return run(call, kernel, options)
 
 
-def blend(
-    x: Tensor,
-    recipes: tuple[Recipe, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    params: str = "c",
-    logits: Pair | None = None,
-    running: Pair | None = None,
-    tracked: int | None = None,
-    given: bool = False,
-    momentum: float | Tensor = 0.1,
-    kernel: str = "auto",
-    who: object = "norm",
-    call: tuple[Any, ...],
-) -> Tensor:
-    """The one path every norm takes. ``tracked`` is the branch with running statistics.
+def run(call: Call, kernel: str, options: tuple[Any, ...]) -> Tensor:
+    """The one path every norm takes.
 
-    They are used in its place where ``given``, and updated from it otherwise. ``call`` says all of
-    this but the tensors, for :func:`known`.
+    ``options`` say all of the call but its tensors, for :func:`known`.
     """
     if kernel in ("auto", "cpu"):
         if torch.compiler.is_compiling():
-            y = _as_operator(
-                x, recipes, weight, bias, eps, params, logits, running, tracked, given, momentum,
-                who,
-            )  # fmt: skip
+            y = op.normalize(call)
             if y is not None:
                 return y
-        steps = compiled(
-            x, recipes, weight, bias, eps, params, logits, running, tracked, given, who
-        )
+        steps = compiled(call)
         if not isinstance(steps, str):
-            remember(call, x, weight, bias, logits, running, steps)
-            return kernels.differentiable(steps, x, weight, bias, logits, running, float(momentum))
+            return _first(call, steps, options)
         if kernel == "cpu":
-            raise ValueError(f'kernel "cpu" does not run here: {steps} ({who}). Use "auto"')
-    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
+            raise ValueError(f'kernel "cpu" does not run here: {steps} ({call.who}). Use "auto"')
     if kernel == ASK:
-        raise Asked(
-            compiled(x, recipes, weight, bias, eps, params, logits, running, tracked, given, who)
-        )
-    order, channel = layout[0].order, layout[0].shape[1]
-    weight, bias = _param(weight, x, dims, order), _param(bias, x, dims, order)
-    branches = [None if given and k == tracked else cells for k, cells in enumerate(layout)]
-    if logits is not None:
-        branches, logits = _drop_single_values(branches, logits, x, who)
-    z = x if order == tuple(range(x.ndim)) else x.permute(order)
-    if x.numel() == 0:
-        y = _affine(z, weight, bias)
-    else:
-        plan = Plan.of(tuple(branches), eps)
-        constants = None
-        if given and running is not None:
-            shape = (1, channel) + (1,) * (x.ndim - 2)
-            mean, var = (t.detach().clone() for t in running)  # they may move before the backward
-            constants = wide(mean).view(shape), wide(var).view(shape)
-        y, compact = kernels.normalize(z, plan, weight, bias, logits, constants, kernel)
-        if running is not None and tracked is not None and not given and plan.base is not None:
-            batch = layout[tracked]
-            if any(cells is batch for cells in plan.branches):  # it was not left out
-                update(running, population(compact, batch, plan.base), momentum)
-    if z is not x:
-        y = y.permute([order.index(d) for d in range(x.ndim)])
-    return y if x.is_contiguous() or kernels.is_channels_last(x) else y.contiguous()
+        call.laid()  # which refuses what does not fit
+        raise Asked(compiled(call))
+    return normalized(call, kernel)
 
 
-def _as_operator(
-    x: Tensor,
-    recipes: tuple[Recipe, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    params: str,
-    logits: Pair | None,
-    running: Pair | None,
-    tracked: int | None,
-    given: bool,
-    momentum: float | Tensor,
-    who: object,
-) -> Tensor | None:
-    """The norm in a graph that is being compiled, where one operator can stand for it."""
-    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
-    tracked = None if running is None else tracked
-    room = op.room(x, layout, dims, weight, bias, logits, running, tracked, given)
-    if room is None:
-        return None
-    used = tuple(BATCH if given and k == tracked else r for k, r in enumerate(recipes))
-    form = op.Form(used, params, tracked, given)
-    return op.normalize(x, weight, bias, logits, running, momentum, eps, form, room)
-
-
-def compiled(
-    x: Tensor,
-    recipes: tuple[Recipe, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    params: str,
-    logits: Pair | None,
-    running: Pair | None,
-    tracked: int | None,
-    given: bool,
-    who: object,
-) -> kernels.Steps | str:
+def compiled(call: Call) -> kernels.Steps | str:
     """The compiled form of a norm on tensors that lie in memory as these, or why there is none."""
-    if not is_ordinary(x, weight, bias, logits, running):
+    if not is_ordinary(*call.tensors):
         return "a tensor is not an ordinary one on the CPU, or operators are being watched"
     engine = kernels.cpu_engine()
-    if isinstance(engine, str):
-        return engine
-    layout, dims = _laid(x, recipes, weight, bias, params, running, tracked, given, who)
-    return engine.find(x, layout, eps, dims, weight, bias, logits, running, tracked, given)
+    return engine if isinstance(engine, str) else engine.find(call)
 
 
-def _laid(
-    x: Tensor,
-    recipes: tuple[Recipe, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    params: str,
-    running: Pair | None,
-    tracked: int | None,
-    given: bool,
-    who: object,
-) -> tuple[list[Cells], tuple[int, ...]]:
-    """The recipes laid over x, and the axes of weight and bias, which have to fit."""
-    # Running statistics know no blocks of samples, which would tie a graph to a batch size.
-    laid = [BATCH if given and k == tracked else r for k, r in enumerate(recipes)]
-    layout = [_cells(r, x.shape) for r in laid]
-    dims = recipes[0].param_dims(x.ndim, params)
-    _require_fit(weight, "weight", x, dims, who)
-    _require_fit(bias, "bias", x, dims, who)
-    channel = layout[0].shape[1]
-    for name, buffer in zip(("running_mean", "running_var"), running or (), strict=False):
-        if buffer.numel() != channel:
-            raise RuntimeError(
-                f"{name} should contain {channel} elements not {buffer.numel()}: the input of "
-                f"shape {list(x.shape)} has {channel} channels ({who})"
-            )
-    return layout, dims
+def _first(call: Call, steps: kernels.Steps, options: tuple[Any, ...]) -> Tensor:
+    """The first of many such calls."""
+    remember(options, *call.tensors, steps)
+    return kernels.differentiable(steps, *call.tensors, float(call.momentum))
 
 
 def rows(
@@ -307,58 +183,24 @@ def rows(
 ) -> Tensor:
     """A norm over the trailing axes: rows of one ``n [c]``."""
     shape = tuple(normalized_shape)
-    call = shape, eps, recipe
-    y = known(call, kernel, input, weight, bias)
+    options = shape, eps, recipe
+    y = known(options, kernel, input, weight, bias)
     if y is not None:
         return y
-    if not shape:
-        raise RuntimeError(
-            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one "
-            f"element, but got normalized_shape = [] ({who})"
-        )
-    if tuple(input.shape[-len(shape) :]) != shape:
-        expected = ", ".join(map(str, ("*", *shape)))
-        raise RuntimeError(
-            f"Given normalized_shape={list(shape)}, expected input with shape [{expected}], "
-            f"but got input of size{list(input.shape)} ({who})"
-        )
-    require_float(input, who)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and tuple(value.shape) != shape:
-            raise RuntimeError(
-                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
-                f"{list(value.shape)} and normalized_shape = {list(shape)} ({who})"
-            )
+    require_rows(input, shape, weight, bias, who)
     if input.numel() == 0:
-        return _affine(input, weight, bias)
+        return affine(input, weight, bias)
     flat = input.contiguous().view(-1, math.prod(shape))
+    call = Call(flat, (recipe,), weight, bias, eps, who=who)
     if input.is_contiguous() and kernel in ("auto", "cpu"):
-        steps = compiled(flat, (recipe,), weight, bias, eps, "c", None, None, None, False, who)
+        steps = compiled(call)
         if not isinstance(steps, str):
-            remember(call, input, weight, bias, None, None, steps)
-            return kernels.differentiable(steps, input, weight, bias, None, None, 0.0)
-    y = blend(flat, (recipe,), weight, bias, eps, kernel=kernel, who=who, call=call)
-    y = y.view(input.shape)
+            return _first(call._replace(x=input), steps, options)
+    y = run(call, kernel, options).view(input.shape)
     # As PyTorch: layer norm answers contiguously, RMS norm in the input's memory format.
     if not recipe.center and kernels.is_channels_last(input) and not input.is_contiguous():
         y = y.contiguous(memory_format=kernels.CHANNELS_LAST[y.ndim])
     return y
-
-
-def update(running: Pair, batch: Pair, momentum: float | Tensor) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, only where that is finite."""
-    with torch.no_grad():
-        for name, buffer, new in zip(("running_mean", "running_var"), running, batch, strict=True):
-            new = new.to(buffer.device).view(buffer.shape)
-            new = torch.lerp(buffer.to(new.dtype), new, momentum).to(buffer.dtype)
-            finite = new.isfinite()
-            # Asking an accelerator would stop it once a step, so only a CPU warns.
-            if buffer.device.type == "cpu" and kernels.is_plain(new):
-                if finite.all():
-                    buffer.copy_(new)
-                    continue
-                kernels.warn_not_finite(name, int((~finite).sum()), finite.numel())
-            buffer.copy_(torch.where(finite, new, buffer))
 
 
 def read(item: str | Recipe, center: bool = True, **sizes: int) -> Recipe:
@@ -391,97 +233,3 @@ def tracked_branch(recipes: Sequence[Recipe]) -> int | None:
     """The branch that averages over samples: the one that running statistics can stand for."""
     found = [k for k, r in enumerate(recipes) if "n" in r.over]
     return found[0] if found else None
-
-
-def require_float(x: Tensor, who: object) -> None:
-    """Refuse what has no mean and variance in its own type."""
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{who} normalizes floating point tensors, got {x.dtype}: convert it first, x.float()"
-        )
-
-
-def _require_values(shape: torch.Size, recipe: Recipe, who: object) -> None:
-    """Refuse one value a cell, in PyTorch's words and with the ways out."""
-    axis = recipe.axes[0]
-    samples = shape[0] if axis.averaged else 1
-    if axis.size is not None:
-        samples = min(axis.size, samples)
-    if samples * math.prod(shape[2:]) != 1:
-        return
-    if axis.averaged:
-        raise ValueError(
-            "Expected more than 1 value per channel when training, got input size "
-            f"{shape}: one value has no variance ({who}). Use a larger "
-            f"{'block' if axis.split else 'batch'} or image, or the running statistics: eval()"
-        )
-    raise ValueError(
-        f"Expected more than 1 spatial element when training, got input size {shape}: one value "
-        f"has no variance ({who}). Use a larger image, or a norm with larger cells, as group norm"
-    )
-
-
-def _drop_single_values(
-    branches: list[Cells | None], logits: Pair, x: Tensor, who: object
-) -> tuple[list[Cells | None], Pair]:
-    """Leave out the branches of a blend whose cells hold one value."""
-    for logit in logits:
-        if logit.numel() != len(branches):
-            raise RuntimeError(
-                f"{who}: {len(branches)} branches need as many logits, got {logit.numel()}"
-            )
-    kept = [k for k, cells in enumerate(branches) if cells is None or max(cells.counts) != 1]
-    if not kept:
-        raise ValueError(
-            f"{who}: every branch has one value a cell in an input of shape {list(x.shape)}, and "
-            "one value has no variance. Use a larger batch or image, or blend larger cells"
-        )
-    if len(kept) == len(branches):
-        return branches, logits
-    return [branches[k] for k in kept], (logits[0][kept], logits[1][kept])
-
-
-def _require_fit(
-    value: Tensor | None, name: str, x: Tensor, dims: tuple[int, ...], who: object
-) -> None:
-    """Refuse a weight or bias without one value for each position along ``dims`` of x."""
-    if value is None:
-        return
-    sizes = [x.shape[d] for d in dims]
-    if len(sizes) > 1 and list(value.shape) != sizes and value.numel() == math.prod(sizes):
-        raise RuntimeError(
-            f"{name} has shape {list(value.shape)}, the input of shape {list(x.shape)} needs "
-            f"{sizes} ({who})"
-        )
-    if value.numel() != math.prod(sizes):  # along one axis any shape will do, as for PyTorch
-        raise RuntimeError(
-            f"{name} should contain {math.prod(sizes)} elements not {value.numel()}: it has shape "
-            f"{list(value.shape)}, the input of shape {list(x.shape)} needs {sizes} ({who})"
-        )
-
-
-def _param(
-    value: Tensor | None, x: Tensor, dims: tuple[int, ...], order: tuple[int, ...]
-) -> Tensor | None:
-    """Weight or bias along ``dims`` of x, made to broadcast against x (n, c, *s)."""
-    if value is None:
-        return None
-    full = value.reshape([size if d in dims else 1 for d, size in enumerate(x.shape)])
-    return full if order == tuple(range(x.ndim)) else full.permute(order)
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """What is left of a norm of an empty tensor: an empty result, and gradients of zeros."""
-    y = x.clone() if weight is None else x * weight.to(x.dtype)
-    return y if bias is None else y + bias.to(x.dtype)
-
-
-@lru_cache(maxsize=4096)
-def _cached_cells(recipe: Recipe, shape: torch.Size) -> Cells:
-    return recipe.cells(shape)
-
-
-def _cells(recipe: Recipe, shape: torch.Size) -> Cells:
-    if torch.compiler.is_compiling() or any(type(size) is not int for size in shape):
-        return recipe.cells(shape)
-    return _cached_cells(recipe, shape)

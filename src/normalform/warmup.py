@@ -82,7 +82,7 @@ def warmup(model: nn.Module, example: Any, *, backward: bool = True) -> Warmup:
     >>> nf.warmup(model, torch.randn(2, 3, 8, 8))
     norms: 1; compiled kernels ready for 1
       1  BatchNorm2d on (2, 4, 6, 6) float32, contiguous: kernel cpu (planes), one thread below
-        65536 values
+        32768 values
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"warmup takes an instance of torch.nn.Module, got {model!r}")

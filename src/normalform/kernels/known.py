@@ -1,7 +1,8 @@
 """Calls that were made before: their checks have passed, and their kernels are chosen.
 
 A small tensor takes as long as whatever stands between a call and its kernel. Everything that
-checks and layouts depend on is in the key: what the call is, and how its tensors lie in memory.
+checks and layouts depend on is in the key: the options of a call, and how its tensors lie in
+memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MOST = 4096
 
 
 def known(
-    call: tuple[Any, ...],
+    options: tuple[Any, ...],
     kernel: str,
     x: Tensor,
     weight: Tensor | None,
@@ -34,14 +35,14 @@ def known(
     """
     if kernel not in ("auto", "cpu") or not is_ordinary(x, weight, bias, logits, running):
         return None
-    steps = _remembered.get(_key(call, x, weight, bias, logits, running))
+    steps = _remembered.get(_key(options, x, weight, bias, logits, running))
     if steps is None:
         return None
     return differentiable(steps, x, weight, bias, logits, running, float(momentum))
 
 
 def remember(
-    call: tuple[Any, ...],
+    options: tuple[Any, ...],
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -52,7 +53,7 @@ def remember(
     """For :func:`known`."""
     if len(_remembered) >= _MOST:
         _remembered.clear()
-    _remembered[_key(call, x, weight, bias, logits, running)] = steps
+    _remembered[_key(options, x, weight, bias, logits, running)] = steps
 
 
 def is_ordinary(
@@ -71,7 +72,7 @@ def is_ordinary(
 
 
 def _key(
-    call: tuple[Any, ...],
+    options: tuple[Any, ...],
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -79,7 +80,7 @@ def _key(
     running: Pair | None,
 ) -> tuple[Any, ...]:
     return (
-        call, x.dtype, x.shape, x.stride(),
+        options, x.dtype, x.shape, x.stride(),
         weight is not None and _meta(weight),
         bias is not None and _meta(bias),
         logits is not None and (_meta(logits[0]), _meta(logits[1])),

@@ -8,7 +8,6 @@ so one graph serves any batch, and is text, so that it may outlive the process t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,13 +19,14 @@ from torch.autograd import forward_ad
 
 from normalform.cells import Cells
 from normalform.kernels import both, cpu_engine, exporting, is_channels_last
-from normalform.kernels.plan import Pair, Plan
+from normalform.kernels.call import Call
+from normalform.kernels.plan import Pair
+from normalform.kernels.request import Request, are_rows, requested
 from normalform.recipes import Recipe, recipe
 
 if TYPE_CHECKING:
     from normalform.kernels.cpu.steps import Compiled
 
-_TYPES = (torch.float32, torch.float64, torch.bfloat16)
 # Numbers that are kept: of a row; of a branch, a cell, a channel for each sample it differs in.
 _ROW, _BRANCH, _CELL, _CHANNEL = 3, 2, 4, 7
 
@@ -41,72 +41,33 @@ def engine_runs() -> bool:
 engine_runs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def room(
-    x: Tensor,
-    cells: Sequence[Cells],
-    param_dims: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-    tracked: int | None,
-    given: bool,
-) -> int | None:
+def room(call: Call) -> int | None:
     """How many numbers the operator keeps for its backward; None where it does not take the norm.
 
-    It is traced, so sizes may be symbols. What it takes, ``kernels.cpu.steps.find`` takes too.
+    It is traced, and where it need not, it ties no graph to the sizes of x.
     """
-    if not torch.compiler.is_compiling() or exporting() or not engine_runs() or not _fit([x]):
+    if exporting() or not engine_runs() or not _are_ordinary(call):
         return None
-    from normalform.kernels.cpu.layout import Request, pattern
-
-    for pair in ((weight, bias), logits, running):
-        if not _fit(pair or ()) or not all(t is None or t.is_contiguous() for t in pair or ()):
-            return None
-    if any(pair is not None and pair[0].dtype != pair[1].dtype for pair in (logits, running)):
+    request = requested(call, *call.laid())
+    if isinstance(request, str):
         return None
-    order = cells[0].order
-    last = not x.is_contiguous() and is_channels_last(x)
-    if order != tuple(range(x.ndim)):
-        if last or order != (0, x.ndim - 1, *range(1, x.ndim - 1)):
-            return None
-        last = x.shape[-1] != 1
-    if x.numel() == 0 or param_dims not in (order[1:2], order[:2]):
-        return None
-    branches = tuple(None if given and k == tracked else c for k, c in enumerate(cells))
-    if logits is not None and any(c is not None and max(c.counts) == 1 for c in branches):
-        return None
-    only, per_sample = branches[0], len(param_dims) == 2
-    if len(branches) == 1 and only is not None and only.runs[0].block == 1:
-        moves = running is not None and tracked is not None and not given
-        request = Request(
-            Plan.of(branches, 0.0), only.shape, "columns" if last else "planes", x.dtype,
-            per_sample=per_sample, tracked=tracked if moves else None,
-        )  # fmt: skip
-        kind = pattern(request)
-        if kind is None or kind == "rows":
-            return None if kind is None else _ROW * _count(only)
-    # Else the sizes do not decide what is kept, and the graph must not be tied to them.
-    elif any(c is not None and not _blends(c) for c in branches):
-        return None
-    return _room_of_cells(branches, cells[0].shape, per_sample)
+    only = request.plan.branches[0]
+    if only is not None and are_rows(request):
+        return _ROW * _count(only)
+    return _room_of_cells(request)
 
 
-def _blends(cells: Cells) -> bool:
-    return cells.center and (cells.spatial or math.prod(cells.shape[2:]) == 1)
-
-
-def _fit(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether all are ordinary tensors of types that the kernels know."""
+def _are_ordinary(call: Call) -> bool:
+    """Whether all tensors are of torch's own classes and lie in the memory of the CPU."""
+    x, weight, bias, logits, running = call.tensors
     return all(
         t is None
         or (
             type(t) in (Tensor, torch.nn.Parameter)
             and t.layout == torch.strided
             and t.device.type == "cpu"
-            and t.dtype in _TYPES
         )
-        for t in tensors
+        for t in (x, weight, bias, *(logits or ()), *(running or ()))
     )
 
 
@@ -116,18 +77,15 @@ def _count(cells: Cells) -> int:
     return blocks * cells.groups * (1 if cells.spatial else math.prod(cells.shape[2:]))
 
 
-def _room_of_cells(
-    branches: Sequence[Cells | None], shape: tuple[int, ...], per_sample: bool
-) -> int:
-    samples, channels, *_ = shape
-    count = sum(channels if c is None else _count(c) for c in branches)
-    alike = not per_sample and all(c is None or c.runs[0].block == samples for c in branches)
-    spread = channels if alike else channels * samples
-    return _BRANCH * len(branches) + _CELL * count + _CHANNEL * spread
+def _room_of_cells(r: Request) -> int:
+    samples, channels, *_ = r.shape
+    count = sum(channels if c is None else _count(c) for c in r.plan.branches)
+    spread = channels if r.whole else channels * samples
+    return _BRANCH * len(r.plan.branches) + _CELL * count + _CHANNEL * spread
 
 
 class Form(NamedTuple):
-    """What a norm is, apart from tensors and eps. ``tracked`` as in ``kernels.cpu.steps.find``."""
+    """What a norm is, apart from tensors and eps, see :class:`Call`."""
 
     recipes: tuple[Recipe, ...]
     params: str
@@ -170,24 +128,20 @@ class Form(NamedTuple):
 _form = lru_cache(maxsize=1024)(Form.read)
 
 
-def normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-    momentum: float | Tensor,
-    eps: float,
-    form: Form,
-    room: int,
-) -> Tensor:
-    """The norm as the operator; running statistics are moved where they are tracked."""
-    share, number = (momentum, 0.0) if isinstance(momentum, Tensor) else (None, momentum)
+def normalize(call: Call) -> Tensor | None:
+    """The norm as the operator, where it takes it; running statistics that are tracked move."""
+    kept = room(call)
+    if kept is None:
+        return None
+    x, weight, bias, logits, running = call.tensors
+    by = call.momentum
+    share, number = (by, 0.0) if isinstance(by, Tensor) else (None, by)
     mean_logits, var_logits = logits or (None, None)
     running_mean, running_var = running or (None, None)
+    form = Form(call.recipes, call.params, call.tracked, call.given)
     y, _, moved = norm(
         x, weight, bias, mean_logits, var_logits, running_mean, running_var, share, number,
-        eps, form.write(), room,
+        call.eps, form.write(), kept,
     )  # fmt: skip
     with torch.no_grad():
         for buffer, new in zip(running or (), moved, strict=False):
@@ -317,12 +271,12 @@ def _steps(
     found = _found.get(key)
     if found is None:
         recipes, params, tracked, given = _form(form)
-        cells = [r.cells(x.shape) for r in recipes]
-        buffer = torch.empty(cells[0].shape[1], dtype=running)
-        dims = recipes[0].param_dims(x.ndim, params)
-        found = import_module("normalform.kernels.cpu.steps").find(
-            x, cells, eps, dims, weight, bias, logits, running and (buffer, buffer), tracked, given
-        )
+        buffer = torch.empty(recipes[0].cells(x.shape).shape[1], dtype=running)
+        call = Call(
+            x, recipes, weight, bias, eps, params, logits, running and (buffer, buffer), tracked,
+            given,
+        )  # fmt: skip
+        found = import_module("normalform.kernels.cpu.steps").find(call)
         if isinstance(found, str):
             raise RuntimeError(f"the graph was compiled for compiled kernels, but {found}")
         if len(_found) >= 4096:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -27,12 +26,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from normalform.lab.locking import lock
+from normalform.lab.folders import claim, replace
 from normalform.lab.rows import Row as Row
 from normalform.lab.rows import read_rows, to_csv
 
 FORMAT = {"format": "normalform compare", "version": 1}
-_EARLY = {".lock", ".run.json.tmp"}  # all that lies there before run.json does
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,12 @@ class Writer:
 
     def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
         self.folder = folder
-        _refuse_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(folder / ".lock")
+        self._lock = claim(folder, "comparison", "run.json", _is_ours)
         try:
             rows = read_rows(folder / "results.csv")
             self._rows = rows | self._recovered(rows)
             self.finished, self.damaged = self._inspect(meta["runs"])
-            _write(folder / "run.json", json.dumps({**FORMAT, **meta}, indent=1).encode())
+            replace(folder / "run.json", json.dumps({**FORMAT, **meta}, indent=1).encode())
             (folder / "details").mkdir(exist_ok=True)
             self._write_rows()
         except BaseException:
@@ -111,7 +107,7 @@ class Writer:
         if row.status != "impossible":
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **details, row=np.array(json.dumps(asdict(row))))  # pyright: ignore[reportArgumentType]
-            _write(_details_path(self.folder, row.run_id), buffer.getvalue())
+            replace(_details_path(self.folder, row.run_id), buffer.getvalue())
         self._rows[row.run_id] = row
         self._write_rows()
         self.finished.add(row.run_id)
@@ -157,38 +153,12 @@ class Writer:
         return finished, damaged
 
     def _write_rows(self) -> None:
-        _write(self.folder / "results.csv", to_csv(self._rows.values()).encode())
+        replace(self.folder / "results.csv", to_csv(self._rows.values()).encode())
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file in one step, on the disk when this returns."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    if os.name == "posix":  # the move itself is on the disk when its folder is
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise where the folder holds anything and is not a comparison's."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a comparison needs a folder of its own")
-    if (folder / "run.json").exists():
-        _read_meta(folder)
-        return
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _EARLY)
-    if foreign:
-        raise ValueError(
-            f"{folder} holds {foreign[0]} and no run.json: it is not a comparison's folder; "
-            "choose another name"
-        )
+def _is_ours(folder: Path) -> bool:
+    """Whether there is a comparison; a run.json of another kind or version raises."""
+    return (folder / "run.json").exists() and bool(_read_meta(folder))
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,14 @@ import math
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import double_of_bits, helper, peek, poke, small_kernel
+from normalform.kernels.cpu.compiled import (
+    double_of_bits,
+    elementwise,
+    helper,
+    peek,
+    poke,
+    small_kernel,
+)
 
 
 @helper
@@ -22,48 +29,57 @@ def _cell(p: Any, b: int, unit: int) -> int:
     return (block if block < last else last) * p[b + t.GROUPS]
 
 
+@helper
+def _about(
+    p: Any, small: Any, slot: int, units: int, size: int, origin: float
+) -> tuple[float, float, float]:
+    """Values in some slots, and the sums of their distances from a point and of the squares."""
+    slots, step, count, total, squares = p[t.SLOTS], p[t.CHANNEL_STEP], 0.0, 0.0, 0.0
+    for u in range(units):
+        for piece in range(p[t.PIECES]):
+            at = slot + u * p[t.UNIT_STEP] + piece * p[t.PIECE_STEP]
+            for _ in range(size):
+                n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
+                count += n
+                total += n * apart
+                squares += n * (small[3 * slots + at] + apart * apart)
+                at += step
+    return count, total, squares
+
+
 @small_kernel
 def pool(x: Any, args: int, part: int) -> None:
     """The cells that lie within a part; with part -1, those that parts share.
 
-    Slots are merged one by one [Chan, Golub & LeVeque 1983], by the differences of their means:
-    never ``E[x^2] - M^2``, which cancels.
+    ``mean(v) + mean((m - M)^2)`` [Chan, Golub & LeVeque 1983], never ``E[x^2] - M^2``, which
+    cancels. About the first slot's mean, the last sum cancels by as many times as there are slots:
+    nothing for float32 in float64. For float64 M comes first.
     """
     a, p = t.tables(args)
     small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
-    unit_step, piece_step, step = p[t.UNIT_STEP], p[t.PIECE_STEP], p[t.CHANNEL_STEP]
     u0, u1, c0, c1 = t.extent_of(p, part)
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
             continue
-        groups, cells, to = p[b + t.GROUPS], p[b + t.CELLS], p[b + t.AT_CELLS]
-        size = p[t.CHANNELS] // groups
-        for u in range(u0, u1):
-            first, opens = _cell(p, b, u), u == 0 or _cell(p, b, u) != _cell(p, b, u - 1)
-            for piece in range(p[t.PIECES]):
-                for g in range(c0 // size, c1 // size):
-                    slot = u * unit_step + piece * piece_step + g * size * step
-                    cell = to + first + g
-                    count, near, rest, squares = 0.0, small[slots + slot], 0.0, 0.0
-                    if not opens or piece > 0:
-                        count, near = small[cell], small[cells + cell]
-                        rest, squares = small[2 * cells + cell], small[3 * cells + cell]
-                    for _ in range(size):
-                        n = small[slot]
-                        apart = (small[slots + slot] - near) + (small[2 * slots + slot] - rest)
-                        share = n / (count + n)
-                        rest += share * apart
-                        squares += n * small[3 * slots + slot] + (count * share) * (apart * apart)
-                        count += n
-                        slot += step
-                    small[cell], small[cells + cell] = count, near
-                    small[2 * cells + cell], small[3 * cells + cell] = rest, squares
-        for u in range(u0, u1):
-            if u == 0 or _cell(p, b, u) != _cell(p, b, u - 1):
-                for g in range(c0 // size, c1 // size):
-                    cell = to + _cell(p, b, u) + g
-                    small[3 * cells + cell] /= small[cell]
+        cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
+        while u < u1:
+            first, end = _cell(p, b, u), u + 1
+            while end < u1 and _cell(p, b, end) == first:
+                end += 1
+            for g in range(c0 // size, c1 // size):
+                slot = u * p[t.UNIT_STEP] + g * size * p[t.CHANNEL_STEP]
+                near = small[slots + slot]
+                count, total, squares = _about(p, small, slot, end - u, size, near)
+                if p[t.DOUBLE] == 1:
+                    near += total / count
+                    count, total, squares = _about(p, small, slot, end - u, size, near)
+                rest, cell = total / count, p[b + t.AT_CELLS] + first + g
+                small[cell], small[cells + cell] = count, near
+                small[2 * cells + cell] = rest
+                var = squares / count - rest * rest
+                small[3 * cells + cell] = 0.0 if var < 0.0 else var
+            u = end
 
 
 @small_kernel
@@ -99,22 +115,40 @@ def weigh(x: Any, args: int, part: int) -> None:
             weights[2 * k + which] /= total
 
 
-@helper
+@elementwise
+def _two_parts(high: Any, low: Any) -> None:
+    """Their sum as the nearest number to it, and what is missing."""
+    for j in range(high.size):
+        near, rest = high[j], low[j]
+        high[j] = near + rest
+        low[j] = (near - high[j]) + rest
+
+
+@elementwise
+def _roots(rstd: Any, scale: Any, eps: float) -> None:
+    for j in range(rstd.size):
+        rstd[j] = scale[j] = 1.0 / math.sqrt(rstd[j] + eps)
+
+
+@elementwise
 def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
-    channels, eps, first = p[t.CHANNELS], double_of_bits(p[t.EPS]), u * p[t.PARAM_STEP]
-    for c in range(c0, c1):
-        near, rest = to[t.HIGH * channels + c], to[t.LOW * channels + c]
-        high = near + rest
-        low = (near - high) + rest
-        rstd = 1.0 / math.sqrt(to[t.RSTD * channels + c] + eps)
-        scale = rstd
-        if a[t.WEIGHT] != 0:
-            scale *= peek(a[t.WEIGHT], first + c, p[t.WEIGHT_KIND])
-        to[t.HIGH * channels + c], to[t.LOW * channels + c] = high, low
-        to[t.RSTD * channels + c], to[t.SCALE * channels + c] = rstd, scale
-        to[t.SHIFT * channels + c] = -low * scale
-        if a[t.BIAS] != 0:
-            to[t.SHIFT * channels + c] += peek(a[t.BIAS], first + c, p[t.BIAS_KIND])
+    channels, first = p[t.CHANNELS], u * p[t.PARAM_STEP] + c0
+    low = to[t.LOW * channels + c0 : t.LOW * channels + c1]
+    _two_parts(to[t.HIGH * channels + c0 : t.HIGH * channels + c1], low)
+    scale = to[t.SCALE * channels + c0 : t.SCALE * channels + c1]
+    rstd = to[t.RSTD * channels + c0 : t.RSTD * channels + c1]
+    _roots(rstd, scale, double_of_bits(p[t.EPS]))
+    shift = to[t.SHIFT * channels + c0 : t.SHIFT * channels + c1]
+    weight, weight_kind = a[t.WEIGHT], p[t.WEIGHT_KIND]
+    if weight != 0:
+        for j in range(scale.size):
+            scale[j] *= peek(weight, first + j, weight_kind)
+    for j in range(scale.size):
+        shift[j] = -low[j] * scale[j]
+    bias, bias_kind = a[t.BIAS], p[t.BIAS_KIND]
+    if bias != 0:
+        for j in range(scale.size):
+            shift[j] += peek(bias, first + j, bias_kind)
 
 
 @small_kernel
@@ -140,9 +174,10 @@ def mix(x: Any, args: int, part: int) -> None:
                 near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
                 for c in range(g * size, (g + 1) * size):
                     if k == 0:
-                        to[t.NEAR * channels + c] = to[t.HIGH * channels + c] = near
-                        to[t.REST * channels + c] = to[t.LOW * channels + c] = rest
+                        to[t.HIGH * channels + c], to[t.LOW * channels + c] = near, rest
                         to[t.RSTD * channels + c] = var
+                        if p[t.BRANCHES] > 1:
+                            to[t.NEAR * channels + c], to[t.REST * channels + c] = near, rest
                     else:
                         # Differences of means: a common offset must not be rounded into the blend.
                         near_apart = near - to[t.NEAR * channels + c]
@@ -184,6 +219,19 @@ def track(x: Any, args: int, part: int) -> None:
         a[t.NOT_FINITE_VAR] += _move(a[t.RUNNING_VAR], c, kind, var, share)
 
 
+@elementwise
+def _gradients(
+    low: Any, rstd: Any, scale: Any, total: Any, product: Any, dmean: Any, dvar: Any
+) -> None:
+    """``sum dy (x - mean)`` in the place of ``sum dy (x - high)``; of mean, then of variance."""
+    for j in range(low.size):
+        product[j] -= low[j] * total[j]
+    for j in range(low.size):
+        dmean[j] = -total[j] * scale[j]
+    for j in range(low.size):
+        dvar[j] = -0.5 * (product[j] * scale[j]) * (rstd[j] * rstd[j])
+
+
 @small_kernel
 def collect(x: Any, args: int, part: int) -> None:
     """Both sums of each channel from those of its slots, and the gradients of mean and variance."""
@@ -191,21 +239,29 @@ def collect(x: Any, args: int, part: int) -> None:
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     alike = p[t.UNITS] if p[t.SPREAD_UNITS] < p[t.UNITS] else 1
+    step = 2 * p[t.CHANNEL_STEP]
     for u in range(u0, u1):
         at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
         to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        for c in range(c0, c1):
-            total, product = 0.0, 0.0
-            for unit in range(u, u + alike):
-                for piece in range(p[t.PIECES]):
-                    slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c)
-                    total += scratch[slot]
-                    product += scratch[slot + 1]
-            product -= at[t.LOW * channels + c] * total
-            rstd, scale = at[t.RSTD * channels + c], at[t.SCALE * channels + c]
-            to[t.TOTAL * channels + c], to[t.PRODUCT * channels + c] = total, product
-            to[t.DMEAN * channels + c] = -total * scale
-            to[t.DVAR * channels + c] = -0.5 * (product * scale) * (rstd * rstd)
+        total = to[t.TOTAL * channels + c0 : t.TOTAL * channels + c1]
+        product = to[t.PRODUCT * channels + c0 : t.PRODUCT * channels + c1]
+        total[:] = 0.0
+        product[:] = 0.0
+        for unit in range(u, u + alike):
+            for piece in range(p[t.PIECES]):
+                slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c0)
+                for j in range(c1 - c0):
+                    total[j] += scratch[slot]
+                    product[j] += scratch[slot + 1]
+                    slot += step
+        _gradients(
+            at[t.LOW * channels + c0 : t.LOW * channels + c1],
+            at[t.RSTD * channels + c0 : t.RSTD * channels + c1],
+            at[t.SCALE * channels + c0 : t.SCALE * channels + c1],
+            total, product,
+            to[t.DMEAN * channels + c0 : t.DMEAN * channels + c1],
+            to[t.DVAR * channels + c0 : t.DVAR * channels + c1],
+        )  # fmt: skip
 
 
 @small_kernel
@@ -246,10 +302,11 @@ def terms(x: Any, args: int, part: int) -> None:
         at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
         to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
         grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        for c in range(c0, c1):
-            to[t.FACTOR * channels + c] = at[t.SCALE * channels + c]
-            to[t.CENTRE * channels + c] = at[t.HIGH * channels + c]
-            to[t.SLOPE * channels + c] = to[t.OFFSET * channels + c] = 0.0
+        for which, source in ((t.FACTOR, t.SCALE), (t.CENTRE, t.HIGH)):
+            copied = at[source * channels + c0 : source * channels + c1]
+            to[which * channels + c0 : which * channels + c1] = copied
+        to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1] = 0.0
+        to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1] = 0.0
         for k in range(branches):
             b = t.AT_BRANCHES + k * t.BRANCH
             size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
@@ -268,8 +325,9 @@ def terms(x: Any, args: int, part: int) -> None:
                     apart = (at[t.HIGH * channels + c] - near) + (at[t.LOW * channels + c] - rest)
                     to[t.SLOPE * channels + c] += tilt
                     to[t.OFFSET * channels + c] += level + tilt * apart
-                    logit_mean -= grads[t.DMEAN * channels + c] * apart
-                    logit_var += grads[t.DVAR * channels + c] * var
+                    if branches > 1:
+                        logit_mean -= grads[t.DMEAN * channels + c] * apart
+                        logit_var += grads[t.DVAR * channels + c] * var
             scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
             scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
         for c in range(c0, c1):

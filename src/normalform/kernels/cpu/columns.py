@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import carray, types
-from numba.extending import overload
+from numba import carray
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
+    add,
     array,
     elementwise,
     helper,
@@ -22,6 +22,7 @@ from normalform.kernels.cpu.compiled import (
     store,
     workspace,
 )
+from normalform.kernels.cpu.planes import is_double
 
 # The most values that are worked on side by side; their arrays are STEP numbers apart, so that the
 # compiler sees that they do not overlap: no multiple of 4 KiB, or a load has to wait for a store to
@@ -56,6 +57,22 @@ def _steps(p: Any, rows: int, values: int) -> tuple[int, int, int, int]:
 
 
 @helper
+def _fours(p: Any, rows: int) -> int:
+    """Rows that are written four at a time: slower where what is written leaves the cache."""
+    return rows - rows % 4 if p[t.STAYS] == 1 else 0
+
+
+@helper
+def _repeat(out: Any, to: int, values: int, times: int) -> None:
+    """Repeat the values for every row that is folded into one."""
+    once = out[to : to + values]
+    for fold in range(1, times):
+        again = out[to + fold * values : to + (fold + 1) * values]
+        for j in range(values):
+            again[j] = once[j]
+
+
+@helper
 def _expand(source: Any, at: int, c0: int, values: int, p: Any, out: Any, to: int) -> None:
     """One number a channel, repeated for every value of a folded row."""
     width = p[t.WIDTH]
@@ -66,17 +83,18 @@ def _expand(source: Any, at: int, c0: int, values: int, p: Any, out: Any, to: in
         for c in range(values // width):
             for j in range(c * width, (c + 1) * width):
                 out[to + j] = source[at + c0 + c]
-    for j in range(values, values * p[t.FOLD]):
-        out[to + j] = out[to + j - values]
+    _repeat(out, to, values, p[t.FOLD])
 
 
 @helper
 def _collapse(sums: Any, at: int, values: int, p: Any) -> None:
     """The sum over the values of each channel, left in the first places."""
     width = p[t.WIDTH]
+    once = sums[at : at + values]
     for fold in range(1, p[t.FOLD]):
+        again = sums[at + fold * values : at + (fold + 1) * values]
         for j in range(values):
-            sums[at + j] += sums[at + fold * values + j]
+            once[j] += again[j]
     if width > 1:
         for c in range(values // width):
             total = 0.0
@@ -88,46 +106,34 @@ def _collapse(sums: Any, at: int, values: int, p: Any) -> None:
 @reduction
 def _add_moments(data: Any, s: Any, rows: int, step: int, n: int) -> None:
     """Add the values of each column, and their squares, as distances from its shift."""
-    row = 0
-    while row + 4 <= rows:
-        x0, x1 = data[row * step : row * step + n], data[(row + 1) * step : (row + 1) * step + n]
-        x2 = data[(row + 2) * step : (row + 2) * step + n]
-        x3 = data[(row + 3) * step : (row + 3) * step + n]
+    for row in range(0, rows - 3, 4):
+        i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
+        x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
         for j in range(n):
-            shift = s[j]
+            shift = load(s, j)
             d0, d1 = load(x0, j) - shift, load(x1, j) - shift
             d2, d3 = load(x2, j) - shift, load(x3, j) - shift
-            s[STEP + j] += (d0 + d1) + (d2 + d3)
-            s[2 * STEP + j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-        row += 4
-    while row < rows:
-        x0 = data[row * step : row * step + n]
-        for j in range(n):
-            d0 = load(x0, j) - s[j]
-            s[STEP + j] += d0
-            s[2 * STEP + j] += d0 * d0
-        row += 1
-
-
-@reduction
-def _add_squares(data: Any, s: Any, rows: int, step: int, n: int) -> None:
-    """Add the squares of the distances from shift and rest."""
-    for row in range(rows):
+            add(s, STEP + j, (d0 + d1) + (d2 + d3))
+            add(s, 2 * STEP + j, (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3))
+    for row in range(rows - rows % 4, rows):
         x = data[row * step : row * step + n]
         for j in range(n):
-            d = (load(x, j) - s[j]) - s[STEP + j]
-            s[2 * STEP + j] += d * d
+            d = load(x, j) - load(s, j)
+            add(s, STEP + j, d)
+            add(s, 2 * STEP + j, d * d)
 
 
-def needs_second_pass(data: Any) -> bool:
-    """Whether float64 is no wider than the tensor's own type."""
-    return data.dtype == types.float64
-
-
-@overload(needs_second_pass, strict=False)
-def _needs_second_pass(data: Any) -> Any:
-    answer = data.dtype == types.float64
-    return lambda data: answer
+@helper
+def _sum_moments(
+    data: Any, s: Any, steps: int, n: int, step: int, left: int, values: int, p: Any
+) -> None:
+    """Both sums of each channel about its shift."""
+    s[STEP : STEP + n] = 0.0
+    s[2 * STEP : 2 * STEP + n] = 0.0
+    _add_moments(data, s, steps, step, n)
+    _add_moments(data[steps * step :], s, 1 if left > 0 else 0, step, left)
+    _collapse(s, STEP, values, p)
+    _collapse(s, 2 * STEP, values, p)
 
 
 @kernel
@@ -135,7 +141,7 @@ def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
     data, slots = carray(x, (1 << 40,)), t.numbers(a[t.SMALL], 0)
-    s = workspace(3 * STEP)
+    s = workspace(4 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -144,40 +150,40 @@ def moments(x: Any, args: int, part: int) -> None:
             shift = load(data, start + c * width)
             for j in range(c * width, (c + 1) * width):
                 s[j] = shift
-        for j in range(values, values * p[t.FOLD]):
-            s[j] = s[j - values]
+        _repeat(s, 0, values, p[t.FOLD])
         steps, n, step, left = _steps(p, rows, values)
-        s[STEP : STEP + n] = 0.0
-        s[2 * STEP : 2 * STEP + n] = 0.0
-        _add_moments(data[start:], s, steps, step, n)
-        _add_moments(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
-        _collapse(s, STEP, values, p)
-        if needs_second_pass(data):
-            means = s[STEP : STEP + c1 - c0] / count
-            _expand(means, 0, 0, values, p, s, STEP)
-            s[2 * STEP : 2 * STEP + n] = 0.0
-            _add_squares(data[start:], s, steps, step, n)
-            _add_squares(data[start + steps * step :], s, 1 if left > 0 else 0, step, left)
+        _sum_moments(data[start:], s, steps, n, step, left, values, p)
+        if is_double(data):  # again about the means
             for c in range(c1 - c0):
-                s[STEP + c] = means[c] * count
-        _collapse(s, 2 * STEP, values, p)
+                s[3 * STEP + c] = s[c * width] + s[STEP + c] / count
+            _expand(s, 3 * STEP, 0, values, p, s, 0)
+            _sum_moments(data[start:], s, steps, n, step, left, values, p)
         for c in range(c1 - c0):
             slot = t.slot_of(p, unit, piece, c0 + c)
             rest = s[STEP + c] / count
-            var = s[2 * STEP + c] / count
-            if not needs_second_pass(data):
-                var -= rest * rest
+            var = s[2 * STEP + c] / count - rest * rest
             slots[slot], slots[p[t.SLOTS] + slot] = count, s[c * width]
             slots[2 * p[t.SLOTS] + slot] = rest
             slots[3 * p[t.SLOTS] + slot] = 0.0 if var < 0.0 else var
 
 
 @elementwise
-def _apply(data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
-    for row in range(rows):
+def _apply(data: Any, out: Any, s: Any, rows: int, step: int, n: int, fours: int) -> None:
+    for row in range(0, fours, 4):
+        i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
+        x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
+        y0, y1, y2, y3 = out[i0 : i0 + n], out[i1 : i1 + n], out[i2 : i2 + n], out[i3 : i3 + n]
+        for j in range(n):
+            high, scale, shift = load(s, j), load(s, STEP + j), load(s, 2 * STEP + j)
+            store(y0, j, (load(x0, j) - high) * scale + shift)
+            store(y1, j, (load(x1, j) - high) * scale + shift)
+            store(y2, j, (load(x2, j) - high) * scale + shift)
+            store(y3, j, (load(x3, j) - high) * scale + shift)
+    for row in range(fours, rows):
         x, y = data[row * step : row * step + n], out[row * step : row * step + n]
         for j in range(n):
-            store(y, j, (load(x, j) - s[j]) * s[STEP + j] + s[2 * STEP + j])
+            y_j = (load(x, j) - load(s, j)) * load(s, STEP + j) + load(s, 2 * STEP + j)
+            store(y, j, y_j)
 
 
 @helper
@@ -200,29 +206,28 @@ def apply(x: Any, args: int, part: int) -> None:
         _expand(spread, at + t.SHIFT * p[t.CHANNELS], c0, values, p, s, 2 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _apply(data[start:], out[start:], s, steps, step, n)
-        _apply(data[end:], out[end:], s, 1 if left > 0 else 0, step, left)
+        _apply(data[start:], out[start:], s, steps, step, n, _fours(p, steps))
+        _apply(data[end:], out[end:], s, 1 if left > 0 else 0, step, left, 0)
 
 
 @reduction
 def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
-    row = 0
-    while row + 2 <= rows:
-        x0, g0 = data[row * step : row * step + n], dy[row * step : row * step + n]
-        x1 = data[(row + 1) * step : (row + 1) * step + n]
-        g1 = dy[(row + 1) * step : (row + 1) * step + n]
+    for row in range(0, rows - 3, 4):
+        i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
+        x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
+        g0, g1, g2, g3 = dy[i0 : i0 + n], dy[i1 : i1 + n], dy[i2 : i2 + n], dy[i3 : i3 + n]
         for j in range(n):
-            high, a, b = s[j], load(g0, j), load(g1, j)
-            s[STEP + j] += a + b
-            s[2 * STEP + j] += a * (load(x0, j) - high) + b * (load(x1, j) - high)
-        row += 2
-    while row < rows:
-        x0, g0 = data[row * step : row * step + n], dy[row * step : row * step + n]
+            high, a, b, c, d = load(s, j), load(g0, j), load(g1, j), load(g2, j), load(g3, j)
+            add(s, STEP + j, (a + b) + (c + d))
+            first = a * (load(x0, j) - high) + b * (load(x1, j) - high)
+            second = c * (load(x2, j) - high) + d * (load(x3, j) - high)
+            add(s, 2 * STEP + j, first + second)
+    for row in range(rows - rows % 4, rows):
+        x, g = data[row * step : row * step + n], dy[row * step : row * step + n]
         for j in range(n):
-            a = load(g0, j)
-            s[STEP + j] += a
-            s[2 * STEP + j] += a * (load(x0, j) - s[j])
-        row += 1
+            a = load(g, j)
+            add(s, STEP + j, a)
+            add(s, 2 * STEP + j, a * (load(x, j) - load(s, j)))
 
 
 @kernel
@@ -251,13 +256,26 @@ def sums(x: Any, args: int, part: int) -> None:
 
 
 @elementwise
-def _input(data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
-    for row in range(rows):
+def _input(data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int, fours: int) -> None:
+    for row in range(0, fours, 4):
+        i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
+        x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
+        g0, g1, g2, g3 = dy[i0 : i0 + n], dy[i1 : i1 + n], dy[i2 : i2 + n], dy[i3 : i3 + n]
+        d0, d1, d2, d3 = dx[i0 : i0 + n], dx[i1 : i1 + n], dx[i2 : i2 + n], dx[i3 : i3 + n]
+        for j in range(n):
+            centre, factor = load(s, j), load(s, STEP + j)
+            slope, offset = load(s, 2 * STEP + j), load(s, 3 * STEP + j)
+            store(d0, j, load(g0, j) * factor + ((load(x0, j) - centre) * slope + offset))
+            store(d1, j, load(g1, j) * factor + ((load(x1, j) - centre) * slope + offset))
+            store(d2, j, load(g2, j) * factor + ((load(x2, j) - centre) * slope + offset))
+            store(d3, j, load(g3, j) * factor + ((load(x3, j) - centre) * slope + offset))
+    for row in range(fours, rows):
         i = row * step
         x, g, d = data[i : i + n], dy[i : i + n], dx[i : i + n]
         for j in range(n):
-            statistics = (load(x, j) - s[j]) * s[2 * STEP + j] + s[3 * STEP + j]
-            store(d, j, load(g, j) * s[STEP + j] + statistics)
+            slope, offset = load(s, 2 * STEP + j), load(s, 3 * STEP + j)
+            statistics = (load(x, j) - load(s, j)) * slope + offset
+            store(d, j, load(g, j) * load(s, STEP + j) + statistics)
 
 
 @kernel
@@ -277,8 +295,8 @@ def grad_input(x: Any, args: int, part: int) -> None:
         _expand(terms, at + t.OFFSET * channels, c0, values, p, s, 3 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _input(data[start:], dy[start:], dx[start:], s, steps, step, n)
-        _input(data[end:], dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
+        _input(data[start:], dy[start:], dx[start:], s, steps, step, n, _fours(p, steps))
+        _input(data[end:], dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left, 0)
 
 
 @elementwise
@@ -286,7 +304,7 @@ def _scale(dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
         g, d = dy[row * step : row * step + n], dx[row * step : row * step + n]
         for j in range(n):
-            store(d, j, load(g, j) * s[j])
+            store(d, j, load(g, j) * load(s, j))
 
 
 @kernel

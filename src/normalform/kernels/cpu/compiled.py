@@ -231,36 +231,92 @@ def call(typing: Any, function: Any, x: Any, args: Any, part: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
+# What is read by ``load`` is not written to while a kernel runs, and ``store`` and ``add`` write to
+# different arrays. Said so, the compiler needs no test for overlap before each loop, and takes
+# several rows in one.
+def _scopes(module: Any, *names: str) -> Any:
+    domain = module.add_metadata(["normalform"])
+    return module.add_metadata([module.add_metadata([name, domain]) for name in names])
+
+
+def _element(context: Any, builder: Any, row: Any, args: Any) -> Any:
+    return builder.gep(context.make_array(row)(context, builder, args[0]).data, [args[1]])
+
+
+@intrinsic
+def _read(typing: Any, row: Any, i: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(_element(context, builder, row, args))
+        value.set_metadata("alias.scope", _scopes(builder.module, "input"))
+        return value
+
+    return row.dtype(row, types.intp), generate
+
+
+@intrinsic
+def _write(typing: Any, row: Any, i: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        written = builder.store(args[2], _element(context, builder, row, args))
+        written.set_metadata("noalias", _scopes(builder.module, "input", "sums"))
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, row.dtype), generate
+
+
+@intrinsic
+def _add(typing: Any, sums: Any, i: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = _element(context, builder, sums, args)
+        before = builder.load(at)
+        after = builder.store(builder.fadd(before, args[2], flags=("contract",)), at)
+        for access in (before, after):
+            access.set_metadata("alias.scope", _scopes(builder.module, "sums"))
+            access.set_metadata("noalias", _scopes(builder.module, "input"))
+        return context.get_dummy_value()
+
+    return types.void(sums, types.intp, types.float64), generate
+
+
+@register_jitable
+def add(sums: Any, i: int, value: float) -> None:
+    """``sums[i] += value``."""
+    _add(sums, i, value)
+
+
 def load(row: Any, i: int) -> float:
     """``row[i]`` in float64; of bfloat16 from its bits."""
     return float(row[i])
 
 
+def rounded(row: Any, value: float) -> Any:
+    """The value in the type of ``row``, rounded to nearest; in bfloat16 its bits."""
+    return row.dtype.type(value)
+
+
 def store(row: Any, i: int, value: float) -> None:
-    """``row[i] = value``, rounded to nearest, in bfloat16 to its bits."""
+    """``row[i] = value``, rounded."""
     row[i] = value
 
 
 @overload(load, strict=False)
 def _load(row: Any, i: Any) -> Any:
     if row.dtype == types.uint16:
-        return lambda row, i: np.float64(float_of_bits(np.uint32(row[i]) << np.uint32(16)))
-    return lambda row, i: np.float64(row[i])
+        return lambda row, i: np.float64(float_of_bits(np.uint32(_read(row, i)) << np.uint32(16)))
+    return lambda row, i: np.float64(_read(row, i))
+
+
+@overload(rounded, strict=False)
+def _rounded(row: Any, value: Any) -> Any:
+    if row.dtype == types.uint16:
+        return lambda row, value: bfloat16(value)
+    if row.dtype == types.float32:
+        return lambda row, value: np.float32(value)
+    return lambda row, value: np.float64(value)
 
 
 @overload(store, strict=False)
 def _store(row: Any, i: Any, value: Any) -> Any:
-    if row.dtype == types.uint16:
-
-        def to_bfloat16(row: Any, i: Any, value: Any) -> None:
-            row[i] = bfloat16(value)
-
-        return to_bfloat16
-
-    def plain(row: Any, i: Any, value: Any) -> None:
-        row[i] = value
-
-    return plain
+    return lambda row, i, value: _write(row, i, rounded(row, value))
 
 
 @register_jitable
@@ -289,8 +345,13 @@ def peek(address: int, i: int, kind: int) -> float:
 def poke(address: int, i: int, kind: int, value: float) -> None:
     """Write element i of a parameter of one of ``KINDS``."""
     if kind == 0:
-        store(array(address, np.float32, i + 1), i, value)
+        _put(array(address, np.float32, i + 1), i, value)
     elif kind == 1:
-        store(array(address, np.float64, i + 1), i, value)
+        _put(array(address, np.float64, i + 1), i, value)
     else:
-        store(array(address, np.uint16, i + 1), i, value)
+        _put(array(address, np.uint16, i + 1), i, value)
+
+
+@register_jitable
+def _put(row: Any, i: int, value: float) -> None:
+    row[i] = rounded(row, value)

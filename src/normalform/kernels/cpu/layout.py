@@ -7,99 +7,38 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from normalform.cells import Cells
 from normalform.kernels.cpu import blend, columns, planes, rows, team
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
-from normalform.kernels.plan import Plan
+from normalform.kernels.request import Request
 
 # Values in a piece: sums are of float64, so this limits what an outlying first value can do to
-# them, and is short enough to share out among threads.
-PIECE = 32768
+# them, and is short enough to share out among threads. Sums of float64 have no digits to spare.
+PIECE, PIECE_DOUBLE = 32768, 1024
 # Values in a part where cells are small: enough to hide the cost of starting on it (0.1 us).
 PART = 8192
-# From this many values on, threads; below, waking them costs more than they save.
-PARALLEL = 65536
-# Planes shorter than this are taken side by side where statistics run across samples.
-SHORT = 128
-MANY = 4
-ROWS_A_PART = 64
+# From this many values on, threads; below, waking them costs more than they save. One thread's time
+# in units of two threads', forward and backward of batch norm, group norm and over the last axis
+# (two cores of an AMD EPYC, idle, least of many, 2026-11):
+#
+#     values   8,192  16,384  32,768  65,536  131,072  262,144  524,288  1,048,576
+#     batch     0.75    0.78    1.05    1.31     1.51     1.66     1.84       1.85
+#     group     0.75    0.80    1.17    1.42     1.67     1.63     1.78       1.79
+#     token     0.78    0.79    1.11    1.30     1.46     1.52     1.65       1.76
+PARALLEL = 32768
+# The fewest rows in a part, where there are few.
+ROWS_A_PART = 8
+# Bytes of a tensor up to which most of what is written is still in the last cache at the end.
+STAYS = 8 << 20
 # In place of the number of parts: the one part that is everything, see blend.pool.
 SHARED = -1
-
-
-def memory_order(x: Tensor) -> str | None:
-    """How x (n, c, *s) lies in memory: "planes", "columns" (channels last), or neither."""
-    if x.is_contiguous():
-        return "planes"
-    if x.ndim > 2 and x.permute(0, *range(2, x.ndim), 1).is_contiguous():
-        return "columns"
-    return None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, apart from the values: the key of a layout.
-
-    Attributes:
-        plan: the norm laid over the shape.
-        shape: of x, (n, c, *s).
-        order: how x lies in memory, see :func:`memory_order`.
-        dtype: of x.
-        weight, bias, logits, running: the type of each, None where there is none.
-        per_sample: whether weight and bias differ from sample to sample.
-        tracked: the branch whose statistics move the running ones.
-        copies: whether x is copied before it lies so.
-    """
-
-    plan: Plan
-    shape: tuple[int, ...]
-    order: str
-    dtype: torch.dtype
-    weight: torch.dtype | None = None
-    bias: torch.dtype | None = None
-    logits: torch.dtype | None = None
-    running: torch.dtype | None = None
-    per_sample: bool = False
-    tracked: int | None = None
-    copies: bool = False
-
-
-def pattern(r: Request) -> str | None:
-    """Which kernels fit: "rows", "planes" or "columns"; None where none do."""
-    positions = math.prod(r.shape[2:])
-    cells = [c for c in r.plan.branches if c is not None]
-    alone = len(r.plan.branches) == 1 and not r.per_sample and r.tracked is None
-    if alone and cells and _are_rows(r, cells[0], positions):
-        return "rows"
-    if any(not c.center or (not c.spatial and positions > 1) for c in cells):
-        return None
-    short = positions < SHORT and r.shape[0] >= MANY and _whole(r)
-    return "columns" if r.order == "columns" or positions == 1 or short else "planes"
-
-
-def _are_rows(r: Request, cells: Cells, positions: int) -> bool:
-    """Whether cells are runs of neighbouring values, each with its own weight or nearly so."""
-    if cells.runs != ((0, r.shape[0], 1),):
-        return False
-    if positions == 1 or (not cells.spatial and r.order == "columns"):
-        return cells.groups == 1
-    short = cells.spatial and positions < SHORT and r.shape[0] * cells.groups >= 2 * MANY
-    return short and (r.order == "planes" or cells.groups == 1)
-
-
-def _whole(r: Request) -> bool:
-    """Whether all statistics run across all samples."""
-    cells = [c for c in r.plan.branches if c is not None]
-    return not r.per_sample and all(c.runs[0].block == r.shape[0] for c in cells)
 
 
 class Layout:
@@ -121,7 +60,7 @@ class Layout:
         ):
             p[at] = 0 if dtype is None else KINDS[dtype]
         (p[t.EPS],) = struct.unpack("q", struct.pack("d", request.plan.eps))
-        p[t.BRANCHES] = len(request.plan.branches)
+        p[t.BRANCHES], p[t.DOUBLE] = len(request.plan.branches), request.dtype == torch.float64
         if kind == "rows":
             self._lay_rows()
         else:
@@ -139,24 +78,25 @@ class Layout:
         p[t.UNITS] = p[t.ITEMS] = self.values // p[t.TILE]
         p[t.CENTER] = only is not None and only.center
         p[t.AT_BRANCHES + t.ROLE] = t.OWN
-        # Each part has its own sums for the gradients of weight and bias, which cost a few rows.
-        enough = ROWS_A_PART if values == p[t.TILE] else MANY * 4
-        parts = max(1, min(64, self.values // (enough * values), self.values // PART))
-        p[t.ITEMS_A_PART] = -(-p[t.UNITS] // parts)
+        # Each part has sums of its own for weight and bias, which cost as much as a row or two.
+        again = self.values // values  # how often weights repeat
+        most = max(1, min(64, again // ROWS_A_PART, self.values // PART))
+        p[t.ITEMS_A_PART] = max(-(-again // most), min(again // 16, 8 * ROWS_A_PART)) * groups
         self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
         p[t.AT_SUMS] = self.temporary = 2 * values
-        self.small, self.scratch = 3 * int(p[t.UNITS]), 2 * (self.parts + 1) * values
+        self.small = 3 * int(p[t.UNITS])
+        self.scratch = 2 * values + 2 * self.parts * (values + rows.APART)
 
     def _lay_units(self) -> None:
         p, r = self.table, self.request
         samples, channels = r.shape[:2]
         positions = math.prod(r.shape[2:])
-        whole = self.kind == "columns" and _whole(r)
+        whole = self.kind == "columns" and r.whole
         p[t.UNITS], p[t.CHANNELS] = 1 if whole else samples, channels
         if self.kind == "planes":
             p[t.ROWS], p[t.WIDTH], p[t.EXTENT] = 1, positions, positions
             p[t.TILES], p[t.TILE], p[t.FOLD] = 1, channels, 1
-            p[t.PIECES] = -(-positions // PIECE)
+            p[t.PIECES] = -(-positions // (PIECE if r.dtype != torch.float64 else PIECE_DOUBLE))
         else:
             last = r.order == "columns"
             p[t.WIDTH] = 1 if last else positions
@@ -168,8 +108,10 @@ class Layout:
             p[t.TILE] = -(-channels // p[t.TILES])
             p[t.TILES] = -(-channels // p[t.TILE])
             row = p[t.TILE] * p[t.WIDTH]
-            fold = max(1, min(LONG // 4 // row, p[t.ROWS])) if p[t.TILES] == 1 else 1
-            p[t.FOLD] = fold
+            stays = self.values * r.dtype.itemsize <= STAYS
+            long = LONG // 8 if stays else LONG // 4
+            fold = max(1, min(long // row, p[t.ROWS])) if p[t.TILES] == 1 else 1
+            p[t.FOLD], p[t.STAYS] = fold, stays
             p[t.PIECES] = -(-p[t.ROWS] * row // PIECE)
         p[t.LENGTH] = -(-p[t.EXTENT] // p[t.PIECES])
         p[t.PIECES] = -(-p[t.EXTENT] // p[t.LENGTH])

@@ -14,6 +14,7 @@ from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     array,
     elementwise,
+    helper,
     kernel,
     load,
     reduction,
@@ -46,25 +47,32 @@ def run_moments(row: Any, shift: float) -> tuple[float, float]:
     return total, square
 
 
-def centred(row: Any, shift: float, rest: float, square: float) -> float:
-    """``sum (x - mean)^2``: float64 takes another pass, others lose nothing in float64."""
-    return square - rest * rest * row.size
+def is_double(row: Any) -> bool:
+    """Whether float64 is no wider than the tensor's own type."""
+    return row.dtype == types.float64
 
 
-# As a reduction: thousands of squares added one after the other would lose digits of float64.
-@overload(centred, strict=False, jit_options={"fastmath": {"reassoc", "nsz", "contract"}})
-def _centred(row: Any, shift: Any, rest: Any, square: Any) -> Any:
-    if row.dtype != types.float64:
-        return lambda row, shift, rest, square: square - rest * rest * row.size
+@overload(is_double, strict=False)
+def _is_double(row: Any) -> Any:
+    answer = row.dtype == types.float64
+    return lambda row: answer
 
-    def second_pass(row: Any, shift: Any, rest: Any, square: Any) -> Any:
-        total = 0.0
-        for j in range(row.size):
-            d = (row[j] - shift) - rest
-            total += d * d
-        return total
 
-    return second_pass
+@helper
+def moments_of(row: Any) -> tuple[float, float, float]:
+    """A point near the mean, the mean's distance from it, and the variance.
+
+    About its first value; float64, which has no digits to spare, again about the mean.
+    """
+    near = load(row, 0)
+    total, square = run_moments(row, near)
+    rest = total / row.size
+    if is_double(row):
+        near += rest
+        total, square = run_moments(row, near)
+        rest = total / row.size
+    var = square / row.size - rest * rest
+    return near, rest, 0.0 if var < 0.0 else var
 
 
 @kernel
@@ -77,13 +85,9 @@ def moments(x: Any, args: int, part: int) -> None:
     for item in range(first, last):
         start, stop, _ = _piece(p, item)
         row = data[start:stop]
-        shift = load(row, 0)
-        total, square = run_moments(row, shift)
-        rest = total / row.size
-        var = centred(row, shift, rest, square) / row.size
-        slots[item], slots[p[t.SLOTS] + item] = row.size, shift
-        slots[2 * p[t.SLOTS] + item] = rest
-        slots[3 * p[t.SLOTS] + item] = 0.0 if var < 0.0 else var
+        near, rest, var = moments_of(row)
+        slots[item], slots[p[t.SLOTS] + item] = row.size, near
+        slots[2 * p[t.SLOTS] + item], slots[3 * p[t.SLOTS] + item] = rest, var
 
 
 @elementwise

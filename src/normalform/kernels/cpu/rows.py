@@ -14,6 +14,7 @@ from numba import carray
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
+    add,
     array,
     double_of_bits,
     elementwise,
@@ -27,14 +28,31 @@ from normalform.kernels.cpu.compiled import (
     store,
     workspace,
 )
-from normalform.kernels.cpu.planes import centred, run_moments
+from normalform.kernels.cpu.planes import is_double, moments_of, run_moments
 
-PIECE = 32768
-# Up to this many values in a row, gradients of weight and bias are summed over four rows at a time,
-# in two arrays a fixed distance apart, so that the compiler sees that they do not overlap. No
-# multiple of 4 KiB, or a load has to wait for a store to the other array.
+# Values whose sum is taken at once.
+PIECE = 1024
+# Up to this many values in all tiles, weights and their sums stay in the cache for four rows.
 LONG = 16384
-STEP = LONG + 168
+# Between the sums for weight and those for bias, so that they are no multiple of 4 KiB apart: a
+# load would have to wait for a store to the other array.
+APART = 168
+
+
+@elementwise
+def _wide(address: int, kind: int, default: float, channels: int, width: int, out: Any) -> None:
+    """A parameter in float64, ``width`` times each, and again until ``out`` is full."""
+    if address == 0:
+        out[:] = default
+    elif width == 1:
+        for c in range(channels):
+            out[c] = peek(address, c, kind)
+    else:
+        for c in range(channels):
+            out[c * width : (c + 1) * width] = peek(address, c, kind)
+    once = out[: channels * width]  # which is not all where channels are last
+    for again in range(once.size, out.size if address != 0 else 0, once.size):
+        out[again : again + once.size] = once
 
 
 @small_kernel
@@ -43,60 +61,97 @@ def expand(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     wide, channels, width = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS], p[t.WIDTH]
     values = p[t.TILES] * p[t.TILE]
-    for c in range(channels):
-        weight, bias = 1.0, 0.0
-        if a[t.WEIGHT] != 0:
-            weight = peek(a[t.WEIGHT], c, p[t.WEIGHT_KIND])
-        if a[t.BIAS] != 0:
-            bias = peek(a[t.BIAS], c, p[t.BIAS_KIND])
-        for j in range(c * width, (c + 1) * width):
-            wide[j], wide[values + j] = weight, bias
-    for j in range(channels * width, values):  # channels last: they come again
-        wide[j] = wide[j - channels]
-        wide[values + j] = wide[values + j - channels]
+    _wide(a[t.WEIGHT], p[t.WEIGHT_KIND], 1.0, channels, width, wide[:values])
+    _wide(a[t.BIAS], p[t.BIAS_KIND], 0.0, channels, width, wide[values : 2 * values])
 
 
 @helper
-def _row_moments(row: Any) -> tuple[float, float, float]:
-    """A point near the mean, the mean's distance from it, and the variance."""
-    near, count, rest, square = load(row, 0), 0, 0.0, 0.0
+def _row_moments(row: Any, center: int, k: Any) -> None:
+    """A point near the mean, the mean's distance from it, the variance; or 0, 0, mean square."""
+    near, rest, square, count = 0.0, 0.0, 0.0, 0
     for start in range(0, row.size, PIECE):
         piece = row[start : start + PIECE]
-        shift = load(piece, 0)
-        total, squares = run_moments(piece, shift)
-        own = total / piece.size
-        squares = centred(piece, shift, own, squares)
+        if center == 0:
+            square += run_moments(piece, 0.0)[1]
+            continue
+        shift, own, var = moments_of(piece)
+        if count == 0:
+            near = shift
         apart = ((shift - near) - rest) + own
         after = count + piece.size
-        square += squares + apart * apart * (count / after * piece.size)
+        square += piece.size * (var + apart * apart * (count / after))
         rest += apart * (piece.size / after)
         count = after
-    var = square / count
-    return near, rest, 0.0 if var < 0.0 else var
+    k[0], k[1], k[2] = near, rest, square / row.size
 
 
 @reduction
-def _sum_squares(row: Any) -> float:
-    total = 0.0
-    for j in range(row.size):
-        total += load(row, j) * load(row, j)
-    return total
+def _four_moments(data: Any, step: int, n: int, k: Any) -> None:
+    """In the place of points near the means of four short rows their distance, and variances."""
+    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
+    x3 = data[3 * step : 3 * step + n]
+    s0, s1, s2, s3 = k[0], k[3], k[6], k[9]
+    t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
+    q0, q1, q2, q3 = 0.0, 0.0, 0.0, 0.0
+    for j in range(n):
+        d0, d1, d2, d3 = load(x0, j), load(x1, j), load(x2, j), load(x3, j)
+        d0, d1, d2, d3 = d0 - s0, d1 - s1, d2 - s2, d3 - s3
+        t0, t1, t2, t3 = t0 + d0, t1 + d1, t2 + d2, t3 + d3
+        q0, q1, q2, q3 = q0 + d0 * d0, q1 + d1 * d1, q2 + d2 * d2, q3 + d3 * d3
+    k[1], k[4], k[7], k[10] = t0 / n, t1 / n, t2 / n, t3 / n
+    k[2], k[5], k[8], k[11] = q0 / n, q1 / n, q2 / n, q3 / n
 
 
 @helper
-def _mean_square(row: Any) -> float:
-    total = 0.0
-    for start in range(0, row.size, PIECE):
-        total += _sum_squares(row[start : start + PIECE])
-    return total / row.size
+def _short_moments(data: Any, step: int, n: int, center: int, k: Any) -> None:
+    """As :func:`_row_moments` of four rows of one piece, ``step`` values apart."""
+    for i in range(4):
+        k[3 * i] = load(data, i * step) if center == 1 else 0.0
+    _four_moments(data, step, n, k)
+    if is_double(data) and center == 1:
+        for i in range(0, 12, 3):
+            k[i] += k[i + 1]
+        _four_moments(data, step, n, k)
+    for i in range(0, 12, 3):
+        if center == 1:
+            k[i + 2] -= k[i + 1] * k[i + 1]
+        else:
+            k[i + 1] = 0.0
 
 
 @elementwise
-def _write(
-    row: Any, y: Any, weight: Any, bias: Any, high: float, low_rstd: float, rstd: float
-) -> None:
+def _write_one(row: Any, y: Any, weight: Any, bias: Any, k: Any) -> None:
+    high, low, rstd = k[0], k[1] * k[2], k[2]
     for j in range(row.size):
-        store(y, j, ((load(row, j) - high) * rstd - low_rstd) * weight[j] + bias[j])
+        y_j = ((load(row, j) - high) * rstd - low) * load(weight, j) + load(bias, j)
+        store(y, j, y_j)
+
+
+@elementwise
+def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) -> None:
+    n = weight.size
+    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
+    y0, y1, y2 = out[:n], out[step : step + n], out[2 * step : 2 * step + n]
+    x3, y3 = data[3 * step : 3 * step + n], out[3 * step : 3 * step + n]
+    high0, low0, rstd0 = k[0], k[1] * k[2], k[2]
+    high1, low1, rstd1 = k[3], k[4] * k[5], k[5]
+    high2, low2, rstd2 = k[6], k[7] * k[8], k[8]
+    high3, low3, rstd3 = k[9], k[10] * k[11], k[11]
+    for j in range(n):
+        w, b = load(weight, j), load(bias, j)
+        store(y0, j, ((load(x0, j) - high0) * rstd0 - low0) * w + b)
+        store(y1, j, ((load(x1, j) - high1) * rstd1 - low1) * w + b)
+        store(y2, j, ((load(x2, j) - high2) * rstd2 - low2) * w + b)
+        store(y3, j, ((load(x3, j) - high3) * rstd3 - low3) * w + b)
+
+
+@helper
+def _several(p: Any, first: int, end: int) -> tuple[int, int]:
+    """How many rows that share a weight are worked on together, and how many times from here."""
+    tiles = p[t.TILES]
+    if first + 4 * tiles <= end and tiles * p[t.TILE] <= LONG:
+        return 4, tiles
+    return 1, min(4 * tiles, end - first)
 
 
 @kernel
@@ -105,21 +160,32 @@ def forward(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
-    weights = t.numbers(a[t.SCRATCH], 0)
-    biases = weights[tiles * values :]
-    first, last = t.items_of(p, part)
-    for r in range(first, last):
-        row, y = data[r * values : (r + 1) * values], out[r * values : (r + 1) * values]
-        if p[t.CENTER] == 1:
-            near, rest, var = _row_moments(row)
-        else:
-            near, rest, var = 0.0, 0.0, _mean_square(row)
-        high = near + rest
-        low = (near - high) + rest
-        rstd = 1.0 / math.sqrt(var + double_of_bits(p[t.EPS]))
-        kept[3 * r], kept[3 * r + 1], kept[3 * r + 2] = high, low, rstd
-        w = r % tiles * values
-        _write(row, y, weights[w : w + values], biases[w : w + values], high, low * rstd, rstd)
+    weights, step = t.numbers(a[t.SCRATCH], 0), tiles * values
+    biases, eps, k = weights[step:], double_of_bits(p[t.EPS]), workspace(12)
+    start, end = t.items_of(p, part)
+    for first in range(start, end, 4 * tiles):
+        several, times = _several(p, first, end)
+        for tile in range(times):
+            w, at = tile % tiles * values, (first + tile) * values
+            weight, bias, row = weights[w : w + values], biases[w : w + values], data[at:]
+            if several == 4 and values <= PIECE:
+                _short_moments(row, step, values, p[t.CENTER], k)
+            else:
+                for i in range(several):
+                    own = row[i * step : i * step + values]
+                    _row_moments(own, p[t.CENTER], k[3 * i :])
+            for i in range(several):
+                near, rest, var = k[3 * i], k[3 * i + 1], k[3 * i + 2]
+                high = near + rest
+                low, rstd = (near - high) + rest, 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)
+                r = first + tile + i * tiles
+                k[3 * i] = kept[3 * r] = high
+                k[3 * i + 1] = kept[3 * r + 1] = low
+                k[3 * i + 2] = kept[3 * r + 2] = rstd
+            if several == 4:
+                _write_four(row, out[at:], step, weight, bias, k)
+            else:
+                _write_one(row[:values], out[at : at + values], weight, bias, k)
 
 
 @reduction
@@ -127,48 +193,70 @@ def _row_sums(row: Any, dy: Any, weight: Any, high: float) -> tuple[float, float
     """``sum weight dy`` and ``sum weight dy (x - high)``."""
     total, product = 0.0, 0.0
     for j in range(row.size):
-        g = load(dy, j) * weight[j]
+        g = load(dy, j) * load(weight, j)
         total += g
         product += g * (load(row, j) - high)
     return total, product
 
 
-@elementwise
-def _row_input(
-    row: Any, dy: Any, dx: Any, weight: Any, high: float, rstd: float, slope: float, offset: float
-) -> None:
-    for j in range(row.size):
-        statistics = (load(row, j) - high) * slope + offset
-        store(dx, j, (load(dy, j) * weight[j]) * rstd + statistics)
-
-
-@elementwise
-def _row_parameters(row: Any, dy: Any, dweight: Any, high: float, low: float, rstd: float) -> None:
-    for j in range(row.size):
-        dweight[j] += (load(dy, j) * rstd) * ((load(row, j) - high) - low)
-
-
-@elementwise
-def _add(row: Any, to: Any) -> None:
-    for j in range(row.size):
-        to[j] += load(row, j)
-
-
-@elementwise
-def _four_parameters(data: Any, dy: Any, first: int, n: int, kept: Any, s: Any) -> None:
-    """The part of four rows in ``dweight`` and ``dbias``."""
-    x0, x1 = data[first : first + n], data[first + n : first + 2 * n]
-    x2, x3 = data[first + 2 * n : first + 3 * n], data[first + 3 * n : first + 4 * n]
-    g0, g1 = dy[first : first + n], dy[first + n : first + 2 * n]
-    g2, g3 = dy[first + 2 * n : first + 3 * n], dy[first + 3 * n : first + 4 * n]
-    high0, low0, rstd0, high1, low1, rstd1 = kept[0], kept[1], kept[2], kept[3], kept[4], kept[5]
-    high2, low2, rstd2, high3, low3, rstd3 = kept[6], kept[7], kept[8], kept[9], kept[10], kept[11]
+@reduction
+def _four_sums(data: Any, dy: Any, step: int, weight: Any, k: Any) -> None:
+    """The same of four rows, ``step`` values apart, in the place of slope and offset."""
+    n = weight.size
+    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
+    g0, g1, g2 = dy[:n], dy[step : step + n], dy[2 * step : 2 * step + n]
+    x3, g3 = data[3 * step : 3 * step + n], dy[3 * step : 3 * step + n]
+    high0, high1, high2, high3 = k[0], k[5], k[10], k[15]
+    t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
+    q0, q1, q2, q3 = 0.0, 0.0, 0.0, 0.0
     for j in range(n):
-        a, b, c, d = load(g0, j), load(g1, j), load(g2, j), load(g3, j)
-        s[STEP + j] += (a + b) + (c + d)
-        a = a * rstd0 * ((load(x0, j) - high0) - low0) + b * rstd1 * ((load(x1, j) - high1) - low1)
-        c = c * rstd2 * ((load(x2, j) - high2) - low2) + d * rstd3 * ((load(x3, j) - high3) - low3)
-        s[j] += a + c
+        w = load(weight, j)
+        a, b, c, d = load(g0, j) * w, load(g1, j) * w, load(g2, j) * w, load(g3, j) * w
+        t0, t1, t2, t3 = t0 + a, t1 + b, t2 + c, t3 + d
+        q0, q1 = q0 + a * (load(x0, j) - high0), q1 + b * (load(x1, j) - high1)
+        q2, q3 = q2 + c * (load(x2, j) - high2), q3 + d * (load(x3, j) - high3)
+    k[3], k[4], k[8], k[9], k[13], k[14], k[18], k[19] = q0, t0, q1, t1, q2, t2, q3, t3
+
+
+@elementwise
+def _one(data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any) -> None:
+    """The gradient of a row, and its part in those of weight and bias."""
+    high, low, rstd, slope, offset = k[0], k[1], k[2], k[3], k[4]
+    for j in range(data.size):
+        u, g = load(data, j) - high, load(dy, j)
+        add(dbias, j, g)
+        g *= rstd
+        add(dweight, j, g * (u - low))
+        store(dx, j, g * load(weight, j) + (u * slope + offset))
+
+
+@elementwise
+def _four(
+    data: Any, dy: Any, dx: Any, step: int, weight: Any, dweight: Any, dbias: Any, k: Any
+) -> None:
+    """The same of four rows, ``step`` values apart: weight and its sums are read once for all."""
+    n = weight.size
+    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
+    g0, g1, g2 = dy[:n], dy[step : step + n], dy[2 * step : 2 * step + n]
+    d0, d1, d2 = dx[:n], dx[step : step + n], dx[2 * step : 2 * step + n]
+    x3, g3 = data[3 * step : 3 * step + n], dy[3 * step : 3 * step + n]
+    d3 = dx[3 * step : 3 * step + n]
+    high0, low0, rstd0, slope0, offset0 = k[0], k[1], k[2], k[3], k[4]
+    high1, low1, rstd1, slope1, offset1 = k[5], k[6], k[7], k[8], k[9]
+    high2, low2, rstd2, slope2, offset2 = k[10], k[11], k[12], k[13], k[14]
+    high3, low3, rstd3, slope3, offset3 = k[15], k[16], k[17], k[18], k[19]
+    for j in range(n):
+        w, a, b, c, d = load(weight, j), load(g0, j), load(g1, j), load(g2, j), load(g3, j)
+        add(dbias, j, (a + b) + (c + d))
+        a, b, c, d = a * rstd0, b * rstd1, c * rstd2, d * rstd3
+        u0, u1, u2, u3 = load(x0, j), load(x1, j), load(x2, j), load(x3, j)
+        u0, u1, u2, u3 = u0 - high0, u1 - high1, u2 - high2, u3 - high3
+        first, second = a * (u0 - low0) + b * (u1 - low1), c * (u2 - low2) + d * (u3 - low3)
+        add(dweight, j, first + second)
+        store(d0, j, a * w + (u0 * slope0 + offset0))
+        store(d1, j, b * w + (u1 * slope1 + offset1))
+        store(d2, j, c * w + (u2 * slope2 + offset2))
+        store(d3, j, d * w + (u3 * slope3 + offset3))
 
 
 @kernel
@@ -178,39 +266,43 @@ def backward(x: Any, args: int, part: int) -> None:
     data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
     dx, kept, values = array(a[t.DX], x, 1 << 40), t.numbers(a[t.SMALL], 0), p[t.TILE]
     weights, tiles = t.numbers(a[t.SCRATCH], 0), p[t.TILES]
-    sums = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * tiles * values * part)
-    learns = a[t.DWEIGHT] != 0 or a[t.DBIAS] != 0
-    fours = learns and tiles == 1 and values <= LONG
-    s = workspace(2 * STEP if fours else 1)
-    for j in range(2 * tiles * values if learns else 0):
-        sums[j] = 0.0
-    for j in range(values if fours else 0):
-        s[j] = s[STEP + j] = 0.0
+    step = tiles * values
+    dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * (step + APART) * part)
+    dbiases = dweights[step + APART :]
+    dweights[:step] = 0.0
+    dbiases[:step] = 0.0
+    k = workspace(20)
     start, end = t.items_of(p, part)
-    # As many rows at a time as stay in the cache.
-    for first in range(start, end, 4):
-        last = first + 4 if first + 4 < end else end
-        for r in range(first, last if a[t.DX] != 0 else first):
-            row, g = data[r * values : (r + 1) * values], dy[r * values : (r + 1) * values]
-            high, low, rstd = kept[3 * r], kept[3 * r + 1], kept[3 * r + 2]
-            w = r % tiles * values
-            weight, out = weights[w : w + values], dx[r * values : (r + 1) * values]
-            total, product = _row_sums(row, g, weight, high)
-            slope = -((product - low * total) * rstd) * (rstd * rstd) / values
-            offset = -total * rstd / values if p[t.CENTER] == 1 else 0.0
-            _row_input(row, g, out, weight, high, rstd, slope, offset - low * slope)
-        if fours and first + 4 <= end:
-            _four_parameters(data, dy, first * values, values, kept[3 * first :], s)
-            continue
-        for r in range(first, last if learns else first):
-            row, g = data[r * values : (r + 1) * values], dy[r * values : (r + 1) * values]
-            dweight = sums[r % tiles * values : (r % tiles + 1) * values]
-            dbias = sums[(tiles + r % tiles) * values : (tiles + r % tiles + 1) * values]
-            _row_parameters(row, g, dweight, kept[3 * r], kept[3 * r + 1], kept[3 * r + 2])
-            _add(g, dbias)
-    for j in range(values if fours else 0):
-        sums[j] += s[j]
-        sums[values + j] += s[STEP + j]
+    # As many rows at a time as stay in the cache; those that share a weight lie ``tiles`` apart.
+    for first in range(start, end, 4 * tiles):
+        several, times = _several(p, first, end)
+        for tile in range(times):
+            w = tile % tiles * values
+            weight, dweight = weights[w : w + values], dweights[w : w + values]
+            dbias, at = dbiases[w : w + values], (first + tile) * values
+            for i in range(several):
+                r = 3 * (first + tile + i * tiles)
+                k[5 * i], k[5 * i + 1], k[5 * i + 2] = kept[r], kept[r + 1], kept[r + 2]
+            if several == 4:
+                _four_sums(data[at:], dy[at:], step, weight, k)
+            else:
+                k[4], k[3] = _row_sums(data[at : at + values], dy[at : at + values], weight, k[0])
+            for i in range(0, 5 * several, 5):
+                low, rstd, product, total = k[i + 1], k[i + 2], k[i + 3], k[i + 4]
+                slope = -((product - low * total) * rstd) * (rstd * rstd) / values
+                offset = -total * rstd / values if p[t.CENTER] == 1 else 0.0
+                k[i + 3], k[i + 4] = slope, offset - low * slope
+            if several == 4:
+                _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbias, k)
+            else:
+                row, g, out = data[at : at + values], dy[at : at + values], dx[at : at + values]
+                _one(row, g, out, weight, dweight, dbias, k)
+
+
+@elementwise
+def _sum(source: Any, to: Any) -> None:
+    for j in range(source.size):
+        add(to, j, load(source, j))
 
 
 @small_kernel
@@ -220,14 +312,15 @@ def parameters(x: Any, args: int, part: int) -> None:
     sums, width, channels = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), p[t.WIDTH], p[t.CHANNELS]
     values = p[t.TILES] * p[t.TILE]
     parts = (p[t.ITEMS] + p[t.ITEMS_A_PART] - 1) // p[t.ITEMS_A_PART]
+    both = 2 * (values + APART)
     for i in range(1, parts):
-        _add(sums[2 * values * i : 2 * values * (i + 1)], sums)
+        _sum(sums[both * i : both * (i + 1)], sums)
     for c in range(channels):
         dweight, dbias = 0.0, 0.0
         for again in range(c * width, values, channels * width):
             for j in range(again, again + width):
                 dweight += sums[j]
-                dbias += sums[values + j]
+                dbias += sums[values + APART + j]
         if a[t.DWEIGHT] != 0:
             poke(a[t.DWEIGHT], c, p[t.WEIGHT_KIND], dweight)
         if a[t.DBIAS] != 0:

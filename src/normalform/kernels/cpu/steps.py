@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from normalform.cells import Cells
-from normalform.kernels import composite, is_channels_last, warn_not_finite
+from normalform.kernels import composite, warn_not_finite
+from normalform.kernels.call import Call
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu import team
-from normalform.kernels.cpu.compiled import HOLDS, KINDS
-from normalform.kernels.cpu.layout import PARALLEL, Layout, Request, memory_order, pattern
-from normalform.kernels.plan import Pair, Plan
+from normalform.kernels.cpu.layout import PARALLEL, Layout
+from normalform.kernels.plan import Pair
+from normalform.kernels.request import pattern, requested
 
 # The table of a call, see ``table``: all of it, and as much of it as the forward needs.
 _CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
@@ -31,18 +31,11 @@ _Table = ctypes.c_int64 * t.ARGS
 class Compiled:
     """The steps of a norm on tensors of one layout, in machine code. See ``kernels.Steps``.
 
-    ``shape`` is x's as the recipes see it, ``order`` brings its axes into (n, c, *s), where weight
-    and bias have ``param_shape``.
+    ``shape`` is x's as the recipes see it, ``order`` brings its axes into (n, c, *s).
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        shape: tuple[int, ...],
-        order: tuple[int, ...],
-        param_shape: tuple[int, ...],
-    ) -> None:
-        self.layout, self.shape, self.order, self.param_shape = layout, shape, order, param_shape
+    def __init__(self, layout: Layout, shape: tuple[int, ...], order: tuple[int, ...]) -> None:
+        self.layout, self.shape, self.order = layout, shape, order
         request = layout.request
         self.copies, self.tracks = request.copies, request.tracked is not None
         # Small tensors are worked on by one thread, always by the same programs.
@@ -165,8 +158,11 @@ class Compiled:
         """The output in operators that torch differentiates."""
         constants, z = self._constants(kept), x.reshape(self.shape).permute(self.order)
         # (n, c) comes before the positions in every order that is taken.
-        w, b = (None if t is None else t.reshape(self.param_shape) for t in (weight, bias))
-        y, _ = composite(z, self.layout.request.plan, w, b, logits, constants)
+        request = self.layout.request
+        samples, channels, *s = request.shape
+        shape = samples if request.per_sample else 1, channels, *(1 for _ in s)
+        w, b = (None if t is None else t.reshape(shape) for t in (weight, bias))
+        y, _ = composite(z, request.plan, w, b, logits, constants)
         back = [self.order.index(d) for d in range(z.ndim)]
         return y.permute(back).reshape(x.shape)
 
@@ -220,60 +216,11 @@ def _scratch(size: int) -> Tensor:
         return _local.memory
 
 
-def find(
-    x: Tensor,
-    cells: Sequence[Cells],
-    eps: float,
-    param_dims: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None,
-    tracked: int | None,
-    given: bool,
-) -> Compiled | str:
-    """The steps, or why there are none. It depends on shapes, strides and types alone.
-
-    All that can be wrong with the arguments has been refused before. ``tracked`` is the branch that
-    running statistics belong to, and stand for where ``given``.
-    """
-    if x.dtype not in HOLDS:
-        return f"it takes float32, float64 and bfloat16, not {_name(x.dtype)}"
-    for name, pair in (("parameters", (weight, bias)), ("logits", logits), ("buffers", running)):
-        there = [t for t in pair or () if t is not None]
-        ordinary = [t.is_cpu and t.is_contiguous() and not t.is_neg() for t in there]
-        if not all(ordinary) or any(t.dtype not in KINDS for t in there):
-            return f"it takes contiguous {name} of float32, float64 or bfloat16, on the CPU"
-        if name != "parameters" and len({t.dtype for t in there}) > 1:
-            return f"it takes {name} of one type"
-    if x.numel() == 0:
-        return "there is nothing to compute"
-    branches = tuple(None if given and k == tracked else c for k, c in enumerate(cells))
-    if logits is not None and any(c is not None and max(c.counts) == 1 for c in branches):
-        return "a branch whose cells hold one value is left out"
-    n_dim, c_dim = (order := cells[0].order)[:2]
-    if param_dims not in ((c_dim,), (n_dim, c_dim)):
-        return "it takes weight and bias along c, or n c"
-    kept = x.is_contiguous() or is_channels_last(x)
-    stored = memory_order((x if kept else x.contiguous()).permute(order))
-    if stored is None:
-        return "the axes are in another order than n c s or n s c"
-    dtypes = [
-        None if t is None else t.dtype
-        for t in (weight, bias, (logits or (None,))[0], (running or (None,))[0])
-    ]
-    request = Request(
-        Plan.of(branches, eps), cells[0].shape, stored, x.dtype, *dtypes,
-        per_sample=len(param_dims) == 2,
-        tracked=tracked if running is not None and not given else None,
-        copies=not kept,
-    )  # fmt: skip
-    kind = pattern(request)
-    if kind is None:
-        return "its memory pattern has no kernel"
-    sizes = [size if d in param_dims else 1 for d, size in enumerate(x.shape)]
-    return Compiled(Layout(request, kind), tuple(x.shape), order, tuple(sizes[d] for d in order))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def find(call: Call) -> Compiled | str:
+    """The steps, or why there are none. It depends on shapes, strides and types alone."""
+    cells, dims = call.laid()
+    request = requested(call, cells, dims)
+    if isinstance(request, str):
+        return request
+    layout = Layout(request, pattern(request))
+    return Compiled(layout, tuple(call.x.shape), cells[0].order)

@@ -1,0 +1,82 @@
+"""A folder of ours: told from other people's by a file in it, written by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _acquire(file: TextIOWrapper) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _acquire(file: TextIOWrapper) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def claim(folder: Path, what: str, mark: str, is_ours: Callable[[Path], bool]) -> TextIOWrapper:
+    """Lock a folder for writing a ``what`` into it; closing what is returned lets others.
+
+    The system releases the lock when its holder dies, however it dies.
+
+    Args:
+        folder: is made where it does not exist; one that holds anything else is refused.
+        what: a "benchmark", for errors.
+        mark: the name of the file that is written first.
+        is_ours: whether ``mark`` is there and ours.
+
+    Raises:
+        ValueError: the folder is somebody else's, or another process is writing into it.
+    """
+    _refuse_foreign(folder, what, mark, is_ours)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        _acquire(file)
+    except OSError:
+        file.close()
+        raise ValueError(
+            f"another {what} is writing into {folder}; wait or choose another name"
+        ) from None
+    return file
+
+
+def _refuse_foreign(folder: Path, what: str, mark: str, is_ours: Callable[[Path], bool]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a {what} needs a folder of its own")
+    if not folder.exists() or is_ours(folder):
+        return
+    early = {".lock", _beside(folder / mark).name}  # all that lies there before the mark does
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in early)
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[0]} and no {mark} of ours: it is not a {what}'s folder; "
+            "choose another name"
+        )
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file in one step, on the disk when this returns.
+
+    A reader or a power cut finds the old file or the new one, never half of one.
+    """
+    beside = _beside(path)
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    if os.name == "posix":  # the move itself is on the disk when its folder is
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

@@ -1,0 +1,420 @@
+"""Known bugs of the compiled kernels, as ``mutants`` has those of the recipe."""
+
+import pytest
+import torch
+
+import test_cpu_kernels as cpu
+import test_promise as promise
+from mutants import hard
+from mutation import Mutant
+from normalform.kernels.cpu import blend, columns, compiled, layout, planes, rows, steps, team
+
+
+def compiled_hard(name, kind, dtype=torch.float32):
+    return lambda: cpu.test_hard_inputs(name, kind, dtype)
+
+
+def compiled_plain(name, dtype=torch.float32, training=True):
+    return lambda: cpu.test_the_promise(name, dtype, training)
+
+
+def compiled_threads(name):
+    def same_bits():
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            cpu.test_the_same_bits_however_many_threads_there_were(name, monkeypatch)
+
+    return same_bits
+
+
+MUTANTS = [
+    # Statistics
+    Mutant(
+        "planes: unbiased variance",
+        planes,
+        "var = square / row.size",
+        "var = square / (row.size - 1)",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "planes: variance in one pass without a shift",
+        planes,
+        "near = load(row, 0)",
+        "near = 0.0",
+        compiled_hard("instance, tracked", "mean 1e6"),
+    ),
+    Mutant(
+        "planes: float64 in one pass",
+        planes,
+        "if is_double(row):",
+        "if False:",
+        compiled_hard("instance, tracked", "outlier", torch.float64),
+    ),
+    Mutant(
+        "planes: the last value of a plane dropped",
+        planes,
+        "else p[t.EXTENT]), at",
+        "else p[t.EXTENT] - 1), at",
+        compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "planes: the last value of a piece dropped",
+        planes,
+        "start + (last if",
+        "start + (last - 1 if",
+        compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "columns: variance in one pass without a shift",
+        columns,
+        "shift = load(data, start + c * width)",
+        "shift = 0.0",
+        compiled_hard("batch, last", "mean 1e6"),
+    ),
+    Mutant(
+        "columns: variance about the first value",
+        columns,
+        " / count - rest * rest",
+        " / count",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "columns: float64 in one pass",
+        columns,
+        "if is_double(data):",
+        "if False:",
+        compiled_hard("batch, last", "outlier", torch.float64),
+    ),
+    Mutant(
+        "columns: rows left over by the fold dropped",
+        columns,
+        "rows % p[t.FOLD] * values",
+        "0",
+        lambda: cpu.test_an_element_next_to_the_mean(True),
+    ),
+    Mutant(
+        "columns: a row that is left over by fours dropped from the moments",
+        columns,
+        "for row in range(rows - rows % 4, rows):\n        x = data",
+        "for row in range(rows - rows % 4, rows - 1):\n        x = data",
+        lambda: cpu.test_an_element_next_to_the_mean(True),
+    ),
+    Mutant(
+        "columns: a row that is left over by fours dropped from the sums",
+        columns,
+        "for row in range(rows - rows % 4, rows):\n        x, g",
+        "for row in range(rows - rows % 4, rows - 1):\n        x, g",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "columns: the fourth row with the third's output",
+        columns,
+        "store(y3, j, (load(x3, j)",
+        "store(y3, j, (load(x2, j)",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "columns: the fourth row with the third's gradient",
+        columns,
+        "store(d3, j, load(g3, j)",
+        "store(d3, j, load(g2, j)",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "columns: the last channel of a smaller tile dropped",
+        columns,
+        "else p[t.CHANNELS]\n",
+        "else p[t.CHANNELS] - 1\n",
+        compiled_plain("switch, tiles"),
+    ),
+    Mutant(
+        "rows: unbiased variance",
+        rows,
+        "square / row.size",
+        "square / (row.size - 1)",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows, by fours: unbiased variance",
+        rows,
+        "q3 / n",
+        "q3 / (n - 1)",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows: variance in one pass without a shift",
+        rows,
+        "load(data, i * step)",
+        "0.0",
+        compiled_hard("layer, many rows", "mean 1e6"),
+    ),
+    Mutant(
+        "rows: pieces pooled without the spread between their means",
+        rows,
+        "(var + apart * apart * (count / after))",
+        "var",
+        compiled_plain("layer, long rows"),
+    ),
+    Mutant(
+        "rows: the last value of a piece dropped",
+        rows,
+        "row[start : start + PIECE]",
+        "row[start : start + PIECE - 1]",
+        compiled_plain("layer, long rows"),
+    ),
+    Mutant(
+        "rows: root mean square of centred values",
+        rows,
+        "_short_moments(row, step, values, p[t.CENTER], k)",
+        "_short_moments(row, step, values, 1, k)",
+        compiled_plain("rms, many rows"),
+    ),
+    Mutant(
+        "rows: root mean square of centred values, long rows",
+        rows,
+        "if center == 0:",
+        "if False:",
+        compiled_plain("rms, long rows"),
+    ),
+    Mutant(
+        "rows, by fours: float64 in one pass",
+        rows,
+        "if is_double(data) and center == 1:",
+        "if False:",
+        compiled_hard("layer, many rows", "outlier", torch.float64),
+    ),
+    Mutant(
+        "pooled without the spread between the means, compiled",
+        blend,
+        "(small[3 * slots + at] + apart * apart)",
+        "small[3 * slots + at]",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "float64 pooled about the first slot",
+        blend,
+        "if p[t.DOUBLE] == 1:",
+        "if False:",
+        compiled_hard("switch, tiles", "outlier", torch.float64),
+    ),
+    # Coefficients and apply
+    Mutant(
+        "eps outside the root, compiled",
+        blend,
+        "math.sqrt(rstd[j] + eps)",
+        "(math.sqrt(rstd[j]) + eps)",
+        compiled_hard("batch, last", "variance below eps"),
+    ),
+    Mutant(
+        "rows: eps outside the root",
+        rows,
+        "math.sqrt((0.0 if var < 0.0 else var) + eps)",
+        "(math.sqrt(0.0 if var < 0.0 else var) + eps)",
+        compiled_hard("layer, many rows", "variance below eps"),
+    ),
+    Mutant(
+        "second half of the mean dropped",
+        blend,
+        "-low[j] * scale[j]",
+        "0.0",
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "rows: second half of the mean dropped",
+        rows,
+        "low, rstd = (near - high) + rest,",
+        "low, rstd = 0.0,",
+        promise.test_an_element_next_to_the_mean,
+    ),
+    Mutant(
+        "sums of the small arrays in any order",
+        compiled,
+        'elementwise = numba.njit(fastmath={"contract"}',
+        'elementwise = numba.njit(fastmath={"reassoc", "nsz", "contract"}',
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "planes: shift folded into the bias",
+        planes,
+        "(load(row, j) - high) * scale + shift",
+        "load(row, j) * scale + (shift - high * scale)",
+        lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "variances blended by the weights of the means, compiled",
+        blend,
+        "to_var * cell[3 * cells + g]",
+        "to_mean * cell[3 * cells + g]",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "softmax overflows",
+        blend,
+        "[2 * k + which] - largest)",
+        "[2 * k + which])",
+        cpu.test_logits_of_any_size,
+    ),
+    Mutant(
+        "bfloat16 cut off",
+        compiled,
+        "bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))",
+        "bits",
+        compiled_plain("layer, many rows", torch.bfloat16),
+    ),
+    Mutant(
+        "nan rounded as a number",
+        compiled,
+        " if value == value else np.uint16(0x7FC0)",
+        "",
+        cpu.test_nan_stays_nan_in_bfloat16,
+    ),
+    # Gradients
+    Mutant(
+        "gradient without the share of the mean, compiled",
+        blend,
+        "to_mean * sums[g] / n",
+        "0.0",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "gradient with half the share of the variance, compiled",
+        blend,
+        "to_var * 2.0 * sums",
+        "to_var * sums",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "rows: gradient without the share of the mean",
+        rows,
+        "-total * rstd / values if",
+        "0.0 if",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows: gradient with half the share of the variance",
+        rows,
+        "(rstd * rstd) / values",
+        "(rstd * rstd) / (2 * values)",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "gradient of the weight not divided by std, compiled",
+        blend,
+        "scratch[grads + t.PRODUCT * channels] * rstd",
+        "scratch[grads + t.PRODUCT * channels]",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "rows: gradient of the weight not divided by std",
+        rows,
+        "g * (u - low)",
+        "g / rstd * (u - low)",
+        compiled_plain("group, many short planes"),
+    ),
+    Mutant(
+        "rows, by fours: the fourth left out of the gradient of the weight",
+        rows,
+        "d * (u3 - low3)",
+        "0.0",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows, by fours: the fourth left out of the gradient of the bias",
+        rows,
+        "(a + b) + (c + d)",
+        "(a + b) + c",
+        compiled_plain("layer, many rows"),
+    ),
+    Mutant(
+        "rows, by fours: rows of other tiles take part",
+        rows,
+        "r = 3 * (first + tile + i * tiles)",
+        "r = 3 * (first + tile + i)",
+        compiled_plain("group, short planes"),
+    ),
+    Mutant(
+        "gradient of the logits dropped, compiled",
+        blend,
+        "weights[i] * (sums[i] - common)",
+        "0.0",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "gradient of the logits without what the softmax has in common",
+        blend,
+        "weights[i] * (sums[i] - common)",
+        "weights[i] * sums[i]",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "gradient of y read as if it lay as x does",
+        steps.Compiled.backward,
+        "dy.stride() != x.stride() or ",
+        "",
+        lambda: cpu.test_a_gradient_that_lies_otherwise_in_memory("batch, pieces", "channels last"),
+    ),
+    Mutant(
+        "a slice of x read as if it were whole",
+        steps.Compiled.forward,
+        "if self.copies:",
+        "if False:",
+        lambda: promise.test_dtypes_and_layouts("batch 2d", "sliced", torch.float32, "auto"),
+    ),
+    # Running statistics
+    Mutant(
+        "biased running variance, compiled",
+        blend,
+        " * (n / (n - 1.0 if n > 2.0 else 1.0))",
+        "",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "momentum the wrong way round, compiled",
+        blend,
+        "double_of_bits(a[t.MOMENTUM])",
+        "1.0 - double_of_bits(a[t.MOMENTUM])",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "nan taken into the running statistics, compiled",
+        blend,
+        "if not abs(moved) < largest:",
+        "if False:",
+        lambda: promise.test_running_statistics_stay_finite("batch 2d", "auto"),
+    ),
+    Mutant(
+        "the last block of a batch counted as a whole one",
+        blend,
+        "units = p[t.UNITS] - block * units",
+        "pass",
+        compiled_plain("ghost, tail"),
+    ),
+    Mutant(
+        "a sample left over by blocks has a cell of its own",
+        blend,
+        "(block if block < last else last) *",
+        "block *",
+        hard("ghost 1d", kernel="auto"),
+    ),
+    # Threads
+    Mutant(
+        "pieces as many as threads",
+        layout.Layout._lay_units,
+        "-(-positions // ",
+        "-(-positions * torch.get_num_threads() // ",
+        compiled_threads("instance, pieces"),
+    ),
+    Mutant(
+        "sums of as many rows as there are threads",
+        layout.Layout._lay_rows,
+        "max(1, min(64,",
+        "max(1, min(torch.get_num_threads(),",
+        compiled_threads("layer, many rows"),
+    ),
+    Mutant(
+        "parts left over by the threads dropped",
+        team,
+        "range(thread * parts // threads, (thread + 1) * parts // threads)",
+        "range(thread * (parts // threads), (thread + 1) * (parts // threads))",
+        compiled_threads("batch, last"),
+    ),
+]
