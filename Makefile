@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread each: tests run in two processes.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: compare check bench test lint format clean
+.PHONY: compare check bench gallery test lint format clean
 
 compare: $(VENV)/.lab
 	$(BIN)/normalform compare $(ARGS)
@@ -15,6 +15,9 @@ check: $(VENV)/.lab
 
 bench: $(VENV)/.lab
 	$(BIN)/normalform bench $(ARGS)
+
+gallery: $(VENV)/.lab
+	$(BIN)/normalform explain --all $(ARGS)
 
 test: $(VENV)/.dev
 	$(TEST) $(ARGS)

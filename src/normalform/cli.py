@@ -1,4 +1,4 @@
-"""The command line: ``normalform check``, ``compare`` and ``bench``."""
+"""The command line: ``normalform explain``, ``compare``, ``check`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -46,10 +46,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("normalform"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_explain(commands)
     _add_compare(commands)
     _add_check(commands)
     _add_bench(commands)
     return parser
+
+
+def _add_explain(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="show which elements share a mean in a norm, or make a page of all norms",
+        description="Show a norm: which elements share a mean and a variance, its parameters, the "
+        "kernel that runs and why, as a pile of books, and with numbers. --all makes a page of "
+        "every norm that opens without network, and runs what is said to be equal.",
+    )
+    parser.add_argument(
+        "name", nargs="?", help='batch, group:2, switch, ... or notation, as "n (g [c]) [s]"'
+    )
+    parser.add_argument("--shape", type=_numbers, help="of the tensor, as 2,4,3,3")
+    parser.add_argument("--groups", type=int, help="groups of channels, as 2")
+    parser.add_argument("--size", type=_sizes, help="sizes by letter, as n=2 or b=2,g=4")
+    parser.add_argument("--values", action="store_true", help="the numbers, step by step")
+    parser.add_argument("--all", action="store_true", help="a page of all norms: runs/gallery.html")
+    parser.add_argument(
+        "--out", type=Path, help="draw to this .svg or .png; with --all also an .html"
+    )
+    parser.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from normalform.lab.explain import Options, run
+
+    return run(Options(**_chosen(options)))
 
 
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -167,6 +196,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of whole numbers, as 32,8,2"
         ) from None
+
+
+def _sizes(text: str) -> dict[str, int]:
+    try:
+        pairs = (word.split("=") for word in text.split(","))
+        return {letter.strip(): int(number) for letter, number in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes, as n=2,g=4") from None
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import functional, kernels, layers, path
-from normalform.recipes import NORMS, Recipe, named
+from normalform.drawing import Sets, card, example_shape, sized
+from normalform.recipes import NORMS, Recipe, named, recipe
 
 OURS = tuple(kind for kind in vars(layers).values() if isinstance(kind, type))
 FORMULA = "y = weight * (x - mean) / sqrt(var + eps) + bias"
@@ -44,26 +46,34 @@ class Choice:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """A norm in words; prints as a few lines.
+    """A norm in words and as a picture; prints as a few lines, a notebook shows the picture.
 
     Args:
         norm: the layer or the name.
+        title: the class of the layer, or the name.
         recipes: which elements share statistics; several are blended.
         formula: how y comes from x.
         tensors: shape of each parameter and buffer.
+        laid: the recipes as they are drawn, with an axis for each that they name.
+        shape: of the tensor that is drawn, that asked about or a small one.
         x: the tensor asked about, in words, or nothing.
         choice: the kernel that runs on it, None without a tensor.
     """
 
     norm: str
+    title: str
     recipes: tuple[Recipe, ...]
     formula: str
-    tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    laid: tuple[Recipe, ...]
+    shape: tuple[int, ...]
     x: str = ""
     choice: Choice | None = None
 
-    def __str__(self) -> str:
-        lines = [self.norm, *map(_meaning, self.recipes)]
+    @property
+    def lines(self) -> list[str]:
+        """What is said below the name."""
+        lines = [*map(_meaning, self.recipes)]
         if len(self.recipes) > 1:
             lines.append("mean and var are blends of these, weighted by two softmaxes")
         lines.append(self.formula)
@@ -71,9 +81,35 @@ class Explanation:
             lines.append(", ".join(f"{name} {shape}" for name, shape in self.tensors))
         if self.choice is not None:
             lines.append(f"on {self.x}: {self.choice}")
-        return "\n  ".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.norm, *self.lines])
 
     __repr__ = __str__
+
+    @property
+    def sets(self) -> list[Sets]:
+        """Which elements share a mean, for each recipe, as they are drawn.
+
+        Raises:
+            ValueError: a tensor that cannot be drawn.
+        """
+        return [Sets.of(recipe, self.shape) for recipe in self.laid]
+
+    def svg(self, *more: str) -> str:
+        """The picture as SVG: the elements that share a mean, and below the lines and ``more``.
+
+        Raises:
+            ValueError: a tensor that cannot be drawn.
+        """
+        sets = self.sets
+        notation = "a blend" if len(sets) > 1 else str(self.laid[0])
+        return card(self.title, notation, sets, [*self.lines, *more])
+
+    def _repr_svg_(self) -> str | None:
+        drawable = 2 <= len(self.shape) <= 5 and 0 not in self.shape
+        return self.svg() if drawable else None
 
 
 def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanation:
@@ -86,7 +122,7 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
         x: an input. A name stands for :func:`normalform.norm`, without weight and bias.
 
     Returns:
-        A value that prints as a few lines.
+        A value that prints as a few lines; its ``svg()`` is the picture that a notebook shows.
 
     Raises:
         TypeError: a module that is no layer of normalform.
@@ -107,19 +143,23 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
       mean and var are blends of these, weighted by two softmaxes
       y = weight * (x - mean) / sqrt(var + eps) + bias
     """
+    given = None if x is None else tuple(x.shape)
     if isinstance(norm, nn.Module):
         recipes = _recipes(norm)
         stored = [*norm.named_parameters(), *norm.named_buffers()]
         tensors = tuple((name, tuple(t.shape)) for name, t in stored if t.ndim)
+        laid, shape = _laid(norm, recipes, given)
         ask = partial(chosen, norm)
     else:
         over = NORMS[norm].over if isinstance(norm, str) and norm in NORMS else ()
         recipes, tensors = tuple(named(r) for r in over or (norm,)), ()
+        laid = tuple(map(sized, recipes))
+        shape = example_shape(laid) if given is None else given
         ask = partial(_chosen_of, recipes)
     formula = FORMULA if recipes[0].center else RMS_FORMULA
-    if x is None:
-        return Explanation(str(norm), recipes, formula, tensors)
-    return Explanation(str(norm), recipes, formula, tensors, described(x), ask(x))
+    title = type(norm).__name__ if isinstance(norm, nn.Module) else str(norm)
+    found = Explanation(str(norm), title, recipes, formula, tensors, laid, shape)
+    return found if x is None else replace(found, x=described(x), choice=ask(x))
 
 
 def chosen(layer: nn.Module, x: Tensor) -> Choice:
@@ -167,6 +207,32 @@ def _recipes(layer: nn.Module) -> tuple[Recipe, ...]:
     if isinstance(layer, nn.LayerNorm):
         return (path.ROWS,)
     return (path.RMS_ROWS,) if isinstance(layer, nn.RMSNorm) else layer.over  # pyright: ignore[reportReturnType]
+
+
+def _laid(
+    layer: nn.Module, recipes: tuple[Recipe, ...], given: tuple[int, ...] | None
+) -> tuple[tuple[Recipe, ...], tuple[int, ...]]:
+    """The recipes with an axis for each that they name, and the shape they are drawn on."""
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        r, shape = _rows_laid(layer.normalized_shape, given)
+        return (recipe(r, center=recipes[0].center),), shape
+    if given is None:
+        sizes = (getattr(layer, name, None) for name in ("num_features", "num_channels"))
+        return recipes, example_shape(recipes, next(c for c in sizes if c is not None))
+    if isinstance(layer, _InstanceNorm) and len(given) == layer._get_no_batch_dim():
+        return recipes, (1, *given)
+    return recipes, given
+
+
+def _rows_laid(rows: Sequence[int], given: tuple[int, ...] | None) -> tuple[str, tuple[int, ...]]:
+    """Norms over the last axes: what stands before those is samples, or channels, or positions."""
+    ahead = ((2, 3) if len(rows) == 1 else (2,)) if given is None else given[: -len(rows)]
+    if len(ahead) < 2:
+        return "n [c s]" if len(rows) > 1 else "n [c]", (*(ahead or (1,)), *rows)
+    if len(rows) == 1:
+        first = max(1, len(ahead) - 3)  # pictures have three axes of positions
+        return "n s [c]", (math.prod(ahead[:first]), *ahead[first:], *rows)
+    return "n c [s]", (math.prod(ahead[:-1]), ahead[-1], *rows)
 
 
 def _meaning(r: Recipe) -> str:

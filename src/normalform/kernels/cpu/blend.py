@@ -13,8 +13,10 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
+    copy,
     double_of_bits,
     elementwise,
+    fill,
     helper,
     peek,
     poke,
@@ -245,8 +247,8 @@ def collect(x: Any, args: int, part: int) -> None:
         to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
         total = to[t.TOTAL * channels + c0 : t.TOTAL * channels + c1]
         product = to[t.PRODUCT * channels + c0 : t.PRODUCT * channels + c1]
-        total[:] = 0.0
-        product[:] = 0.0
+        fill(total, 0.0)
+        fill(product, 0.0)
         for unit in range(u, u + alike):
             for piece in range(p[t.PIECES]):
                 slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c0)
@@ -303,10 +305,10 @@ def terms(x: Any, args: int, part: int) -> None:
         to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
         grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
         for which, source in ((t.FACTOR, t.SCALE), (t.CENTRE, t.HIGH)):
-            copied = at[source * channels + c0 : source * channels + c1]
-            to[which * channels + c0 : which * channels + c1] = copied
-        to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1] = 0.0
-        to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1] = 0.0
+            first, last = source * channels + c0, source * channels + c1
+            copy(to[which * channels + c0 : which * channels + c1], at[first:last])
+        fill(to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1], 0.0)
+        fill(to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1], 0.0)
         for k in range(branches):
             b = t.AT_BRANCHES + k * t.BRANCH
             size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]

@@ -14,7 +14,9 @@ from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     add,
     array,
+    copy,
     elementwise,
+    fill,
     helper,
     kernel,
     load,
@@ -68,8 +70,7 @@ def _repeat(out: Any, to: int, values: int, times: int) -> None:
     once = out[to : to + values]
     for fold in range(1, times):
         again = out[to + fold * values : to + (fold + 1) * values]
-        for j in range(values):
-            again[j] = once[j]
+        copy(again, once)
 
 
 @helper
@@ -128,8 +129,8 @@ def _sum_moments(
     data: Any, s: Any, steps: int, n: int, step: int, left: int, values: int, p: Any
 ) -> None:
     """Both sums of each channel about its shift."""
-    s[STEP : STEP + n] = 0.0
-    s[2 * STEP : 2 * STEP + n] = 0.0
+    fill(s[STEP : STEP + n], 0.0)
+    fill(s[2 * STEP : 2 * STEP + n], 0.0)
     _add_moments(data, s, steps, step, n)
     _add_moments(data[steps * step :], s, 1 if left > 0 else 0, step, left)
     _collapse(s, STEP, values, p)
@@ -244,8 +245,8 @@ def sums(x: Any, args: int, part: int) -> None:
         _expand(spread, high, c0, values, p, s, 0)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        s[STEP : STEP + n] = 0.0
-        s[2 * STEP : 2 * STEP + n] = 0.0
+        fill(s[STEP : STEP + n], 0.0)
+        fill(s[2 * STEP : 2 * STEP + n], 0.0)
         _add_sums(data[start:], dy[start:], s, steps, step, n)
         _add_sums(data[end:], dy[end:], s, 1 if left > 0 else 0, step, left)
         _collapse(s, STEP, values, p)

@@ -16,8 +16,10 @@ from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     add,
     array,
+    copy,
     double_of_bits,
     elementwise,
+    fill,
     helper,
     kernel,
     load,
@@ -43,16 +45,16 @@ APART = 168
 def _wide(address: int, kind: int, default: float, channels: int, width: int, out: Any) -> None:
     """A parameter in float64, ``width`` times each, and again until ``out`` is full."""
     if address == 0:
-        out[:] = default
+        fill(out, default)
     elif width == 1:
         for c in range(channels):
             out[c] = peek(address, c, kind)
     else:
         for c in range(channels):
-            out[c * width : (c + 1) * width] = peek(address, c, kind)
+            fill(out[c * width : (c + 1) * width], peek(address, c, kind))
     once = out[: channels * width]  # which is not all where channels are last
     for again in range(once.size, out.size if address != 0 else 0, once.size):
-        out[again : again + once.size] = once
+        copy(out[again : again + once.size], once)
 
 
 @small_kernel
@@ -269,8 +271,7 @@ def backward(x: Any, args: int, part: int) -> None:
     step = tiles * values
     dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * (step + APART) * part)
     dbiases = dweights[step + APART :]
-    dweights[:step] = 0.0
-    dbiases[:step] = 0.0
+    fill(dweights[: step + APART + step], 0.0)
     k = workspace(20)
     start, end = t.items_of(p, part)
     # As many rows at a time as stay in the cache; those that share a weight lie ``tiles`` apart.
