@@ -94,15 +94,15 @@ MUTANTS = [
     Mutant(
         "columns: a row that is left over by fours dropped from the moments",
         columns,
-        "for row in range(rows - rows % 4, rows):\n        x = data",
-        "for row in range(rows - rows % 4, rows - 1):\n        x = data",
+        "for row in range(fours, rows):\n        x = data",
+        "for row in range(fours, rows - 1):\n        x = data",
         lambda: cpu.test_an_element_next_to_the_mean(True),
     ),
     Mutant(
         "columns: a row that is left over by fours dropped from the sums",
         columns,
-        "for row in range(rows - rows % 4, rows):\n        x, g",
-        "for row in range(rows - rows % 4, rows - 1):\n        x, g",
+        "for row in range(fours, rows):\n        x, g = ",
+        "for row in range(fours, rows - 1):\n        x, g = ",
         compiled_plain("batch, last"),
     ),
     Mutant(
@@ -164,8 +164,8 @@ MUTANTS = [
     Mutant(
         "rows: root mean square of centred values",
         rows,
-        "_short_moments(row, step, values, p[t.CENTER], k)",
-        "_short_moments(row, step, values, 1, k)",
+        "_short_moments(data[at:], fours * values, values, p[t.CENTER], k)",
+        "_short_moments(data[at:], fours * values, values, 1, k)",
         compiled_plain("rms, many rows"),
     ),
     Mutant(
@@ -188,6 +188,13 @@ MUTANTS = [
         "(small[3 * slots + at] + apart * apart)",
         "small[3 * slots + at]",
         compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "channels side by side pooled without the spread between the means",
+        blend,
+        "(load(var, j) + apart * apart)",
+        "load(var, j)",
+        compiled_plain("batch, last"),
     ),
     Mutant(
         "float64 pooled about the first slot",
@@ -285,15 +292,15 @@ MUTANTS = [
     Mutant(
         "rows: gradient without the share of the mean",
         rows,
-        "-total * rstd / values if",
+        "-total * rstd / p[t.TILE] if",
         "0.0 if",
         compiled_plain("layer, many rows"),
     ),
     Mutant(
         "rows: gradient with half the share of the variance",
         rows,
-        "(rstd * rstd) / values",
-        "(rstd * rstd) / (2 * values)",
+        "(rstd * rstd) / p[t.TILE]",
+        "(rstd * rstd) / (2 * p[t.TILE])",
         compiled_plain("layer, many rows"),
     ),
     Mutant(
@@ -327,8 +334,8 @@ MUTANTS = [
     Mutant(
         "rows, by fours: rows of other tiles take part",
         rows,
-        "r = 3 * (first + tile + i * tiles)",
-        "r = 3 * (first + tile + i)",
+        "kept[3 * (r + i * fours) :]",
+        "kept[3 * (r + i) :]",
         compiled_plain("group, short planes"),
     ),
     Mutant(

@@ -118,11 +118,12 @@ def test_an_element_next_to_the_mean(last: bool):
     assert_layer_accurate(layer, x)
 
 
-def test_tensors_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch):
-    """They are written row by row, others four rows at a time."""
+@pytest.mark.parametrize("name", ["batch, last", "layer, many rows", "group, short planes"])
+def test_tensors_larger_than_the_cache(name: str, monkeypatch: pytest.MonkeyPatch):
+    """They are taken row by row, others four rows at a time."""
     monkeypatch.setattr("normalform.kernels.cpu.layout.STAYS", 0)
     monkeypatch.setattr(known, "_remembered", {})
-    layer, x, dy = prepared("batch, last")
+    layer, x, dy = prepared(name)
     assert_layer_accurate(layer, x, dy)
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
+    add,
     copy,
     double_of_bits,
     elementwise,
     fill,
     helper,
+    load,
     peek,
     poke,
     small_kernel,
@@ -31,22 +33,53 @@ def _cell(p: Any, b: int, unit: int) -> int:
     return (block if block < last else last) * p[b + t.GROUPS]
 
 
+@elementwise
+def _side_by_side(
+    counts: Any, near: Any, rest: Any, var: Any, origin: Any, count: Any, total: Any, squares: Any
+) -> None:
+    """As the inner loop of :func:`_about`, of cells with a slot each that lie as the slots do."""
+    for j in range(count.size):
+        n, apart = load(counts, j), (load(near, j) - load(origin, j)) + load(rest, j)
+        add(count, j, n)
+        add(total, j, n * apart)
+        add(squares, j, n * (load(var, j) + apart * apart))
+
+
 @helper
-def _about(
-    p: Any, small: Any, slot: int, units: int, size: int, origin: float
-) -> tuple[float, float, float]:
-    """Values in some slots, and the sums of their distances from a point and of the squares."""
-    slots, step, count, total, squares = p[t.SLOTS], p[t.CHANNEL_STEP], 0.0, 0.0, 0.0
-    for u in range(units):
+def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
+    """Into the cells of a block, what their slots hold, as distances from the points in them.
+
+    Number of values, sum of the distances and of their squares; in the order of memory.
+    """
+    slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
+    to, step = p[b + t.AT_CELLS] + _cell(p, b, u), p[t.CHANNEL_STEP]
+    for cell in range(to + c0 // size, to + c1 // size):
+        small[cell] = small[2 * cells + cell] = small[3 * cells + cell] = 0.0
+    for unit in range(u, end):
         for piece in range(p[t.PIECES]):
-            at = slot + u * p[t.UNIT_STEP] + piece * p[t.PIECE_STEP]
-            for _ in range(size):
-                n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
-                count += n
-                total += n * apart
-                squares += n * (small[3 * slots + at] + apart * apart)
-                at += step
-    return count, total, squares
+            at = t.slot_of(p, unit, piece, c0)
+            if size == 1 and step == 1:
+                first, last = to + c0, to + c1
+                _side_by_side(
+                    small[at:], small[slots + at :], small[2 * slots + at :],
+                    small[3 * slots + at :], small[cells + first :], small[first:last],
+                    small[2 * cells + first :], small[3 * cells + first :],
+                )  # fmt: skip
+                continue
+            for cell in range(to + c0 // size, to + c1 // size):
+                origin, count = small[cells + cell], small[cell]
+                total, squares = small[2 * cells + cell], small[3 * cells + cell]
+                for _ in range(size):
+                    n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
+                    count += n
+                    total += n * apart
+                    squares += n * (small[3 * slots + at] + apart * apart)
+                    at += step
+                small[cell], small[2 * cells + cell], small[3 * cells + cell] = (
+                    count,
+                    total,
+                    squares,
+                )
 
 
 @small_kernel
@@ -69,17 +102,19 @@ def pool(x: Any, args: int, part: int) -> None:
             first, end = _cell(p, b, u), u + 1
             while end < u1 and _cell(p, b, end) == first:
                 end += 1
-            for g in range(c0 // size, c1 // size):
-                slot = u * p[t.UNIT_STEP] + g * size * p[t.CHANNEL_STEP]
-                near = small[slots + slot]
-                count, total, squares = _about(p, small, slot, end - u, size, near)
-                if p[t.DOUBLE] == 1:
-                    near += total / count
-                    count, total, squares = _about(p, small, slot, end - u, size, near)
-                rest, cell = total / count, p[b + t.AT_CELLS] + first + g
-                small[cell], small[cells + cell] = count, near
+            g0, g1 = p[b + t.AT_CELLS] + first + c0 // size, p[b + t.AT_CELLS] + first + c1 // size
+            for cell in range(g0, g1):
+                slot = t.slot_of(p, u, 0, c0 + (cell - g0) * size)
+                small[cells + cell] = small[slots + slot]
+            _about(p, small, b, u, end, c0, c1)
+            if p[t.DOUBLE] == 1:
+                for cell in range(g0, g1):
+                    small[cells + cell] += small[2 * cells + cell] / small[cell]
+                _about(p, small, b, u, end, c0, c1)
+            for cell in range(g0, g1):
+                rest = small[2 * cells + cell] / small[cell]
+                var = small[3 * cells + cell] / small[cell] - rest * rest
                 small[2 * cells + cell] = rest
-                var = squares / count - rest * rest
                 small[3 * cells + cell] = 0.0 if var < 0.0 else var
             u = end
 

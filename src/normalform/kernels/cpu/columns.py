@@ -60,8 +60,12 @@ def _steps(p: Any, rows: int, values: int) -> tuple[int, int, int, int]:
 
 @helper
 def _fours(p: Any, rows: int) -> int:
-    """Rows that are written four at a time: slower where what is written leaves the cache."""
-    return rows - rows % 4 if p[t.STAYS] == 1 else 0
+    """Rows that are taken four at a time.
+
+    None where one stream comes from beyond the cache: two thirds to half as fast as one after the
+    other (25 MB). Where rows are cut into tiles it is the other way round.
+    """
+    return rows - rows % 4 if p[t.STAYS] == 1 or p[t.TILES] > 1 else 0
 
 
 @helper
@@ -105,9 +109,9 @@ def _collapse(sums: Any, at: int, values: int, p: Any) -> None:
 
 
 @reduction
-def _add_moments(data: Any, s: Any, rows: int, step: int, n: int) -> None:
+def _add_moments(data: Any, s: Any, rows: int, step: int, n: int, fours: int) -> None:
     """Add the values of each column, and their squares, as distances from its shift."""
-    for row in range(0, rows - 3, 4):
+    for row in range(0, fours, 4):
         i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
         x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
         for j in range(n):
@@ -116,7 +120,7 @@ def _add_moments(data: Any, s: Any, rows: int, step: int, n: int) -> None:
             d2, d3 = load(x2, j) - shift, load(x3, j) - shift
             add(s, STEP + j, (d0 + d1) + (d2 + d3))
             add(s, 2 * STEP + j, (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3))
-    for row in range(rows - rows % 4, rows):
+    for row in range(fours, rows):
         x = data[row * step : row * step + n]
         for j in range(n):
             d = load(x, j) - load(s, j)
@@ -131,8 +135,8 @@ def _sum_moments(
     """Both sums of each channel about its shift."""
     fill(s[STEP : STEP + n], 0.0)
     fill(s[2 * STEP : 2 * STEP + n], 0.0)
-    _add_moments(data, s, steps, step, n)
-    _add_moments(data[steps * step :], s, 1 if left > 0 else 0, step, left)
+    _add_moments(data, s, steps, step, n, _fours(p, steps))
+    _add_moments(data[steps * step :], s, 1 if left > 0 else 0, step, left, 0)
     _collapse(s, STEP, values, p)
     _collapse(s, 2 * STEP, values, p)
 
@@ -212,8 +216,8 @@ def apply(x: Any, args: int, part: int) -> None:
 
 
 @reduction
-def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
-    for row in range(0, rows - 3, 4):
+def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int, fours: int) -> None:
+    for row in range(0, fours, 4):
         i0, i1, i2, i3 = row * step, (row + 1) * step, (row + 2) * step, (row + 3) * step
         x0, x1, x2, x3 = data[i0 : i0 + n], data[i1 : i1 + n], data[i2 : i2 + n], data[i3 : i3 + n]
         g0, g1, g2, g3 = dy[i0 : i0 + n], dy[i1 : i1 + n], dy[i2 : i2 + n], dy[i3 : i3 + n]
@@ -223,7 +227,7 @@ def _add_sums(data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
             first = a * (load(x0, j) - high) + b * (load(x1, j) - high)
             second = c * (load(x2, j) - high) + d * (load(x3, j) - high)
             add(s, 2 * STEP + j, first + second)
-    for row in range(rows - rows % 4, rows):
+    for row in range(fours, rows):
         x, g = data[row * step : row * step + n], dy[row * step : row * step + n]
         for j in range(n):
             a = load(g, j)
@@ -247,8 +251,8 @@ def sums(x: Any, args: int, part: int) -> None:
         end = start + steps * step
         fill(s[STEP : STEP + n], 0.0)
         fill(s[2 * STEP : 2 * STEP + n], 0.0)
-        _add_sums(data[start:], dy[start:], s, steps, step, n)
-        _add_sums(data[end:], dy[end:], s, 1 if left > 0 else 0, step, left)
+        _add_sums(data[start:], dy[start:], s, steps, step, n, _fours(p, steps))
+        _add_sums(data[end:], dy[end:], s, 1 if left > 0 else 0, step, left, 0)
         _collapse(s, STEP, values, p)
         _collapse(s, 2 * STEP, values, p)
         for c in range(c1 - c0):

@@ -59,6 +59,7 @@ class Layout:
             (t.RUNNING_KIND, request.running),
         ):
             p[at] = 0 if dtype is None else KINDS[dtype]
+        p[t.STAYS] = self.values * request.dtype.itemsize <= STAYS
         (p[t.EPS],) = struct.unpack("q", struct.pack("d", request.plan.eps))
         p[t.BRANCHES], p[t.DOUBLE] = len(request.plan.branches), request.dtype == torch.float64
         if kind == "rows":
@@ -108,10 +109,8 @@ class Layout:
             p[t.TILE] = -(-channels // p[t.TILES])
             p[t.TILES] = -(-channels // p[t.TILE])
             row = p[t.TILE] * p[t.WIDTH]
-            stays = self.values * r.dtype.itemsize <= STAYS
-            long = LONG // 8 if stays else LONG // 4
-            fold = max(1, min(long // row, p[t.ROWS])) if p[t.TILES] == 1 else 1
-            p[t.FOLD], p[t.STAYS] = fold, stays
+            long = LONG // 8 if p[t.STAYS] else LONG // 4
+            p[t.FOLD] = max(1, min(long // row, p[t.ROWS])) if p[t.TILES] == 1 else 1
             p[t.PIECES] = -(-p[t.ROWS] * row // PIECE)
         p[t.LENGTH] = -(-p[t.EXTENT] // p[t.PIECES])
         p[t.PIECES] = -(-p[t.EXTENT] // p[t.LENGTH])

@@ -148,12 +148,24 @@ def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) 
 
 
 @helper
-def _several(p: Any, first: int, end: int) -> tuple[int, int]:
-    """How many rows that share a weight are worked on together, and how many times from here."""
-    tiles = p[t.TILES]
-    if first + 4 * tiles <= end and tiles * p[t.TILE] <= LONG:
-        return 4, tiles
-    return 1, min(4 * tiles, end - first)
+def _fours(p: Any, rows: int) -> int:
+    """How many times four rows are worked on at once, one of each quarter; they share a weight.
+
+    Never where they come from beyond the cache: four streams were slower than one after the other,
+    forward by half (25 MB).
+    """
+    several = p[t.STAYS] == 1 and p[t.TILES] * p[t.TILE] <= LONG
+    return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
+
+
+@helper
+def _coefficients(k: Any, at: int, eps: float, kept: Any, row: int) -> None:
+    near, rest, var = k[at], k[at + 1], k[at + 2]
+    high = near + rest
+    low, rstd = (near - high) + rest, 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)
+    k[at] = kept[3 * row] = high
+    k[at + 1] = kept[3 * row + 1] = low
+    k[at + 2] = kept[3 * row + 2] = rstd
 
 
 @kernel
@@ -162,32 +174,28 @@ def forward(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
-    weights, step = t.numbers(a[t.SCRATCH], 0), tiles * values
-    biases, eps, k = weights[step:], double_of_bits(p[t.EPS]), workspace(12)
+    weights = t.numbers(a[t.SCRATCH], 0)
+    biases, eps, k = weights[tiles * values :], double_of_bits(p[t.EPS]), workspace(12)
     start, end = t.items_of(p, part)
-    for first in range(start, end, 4 * tiles):
-        several, times = _several(p, first, end)
-        for tile in range(times):
-            w, at = tile % tiles * values, (first + tile) * values
-            weight, bias, row = weights[w : w + values], biases[w : w + values], data[at:]
-            if several == 4 and values <= PIECE:
-                _short_moments(row, step, values, p[t.CENTER], k)
-            else:
-                for i in range(several):
-                    own = row[i * step : i * step + values]
-                    _row_moments(own, p[t.CENTER], k[3 * i :])
-            for i in range(several):
-                near, rest, var = k[3 * i], k[3 * i + 1], k[3 * i + 2]
-                high = near + rest
-                low, rstd = (near - high) + rest, 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)
-                r = first + tile + i * tiles
-                k[3 * i] = kept[3 * r] = high
-                k[3 * i + 1] = kept[3 * r + 1] = low
-                k[3 * i + 2] = kept[3 * r + 2] = rstd
-            if several == 4:
-                _write_four(row, out[at:], step, weight, bias, k)
-            else:
-                _write_one(row[:values], out[at : at + values], weight, bias, k)
+    fours = _fours(p, end - start)
+    for r in range(start, start + fours):
+        w, at = r % tiles * values, r * values
+        if values <= PIECE:
+            _short_moments(data[at:], fours * values, values, p[t.CENTER], k)
+        else:
+            for i in range(4):
+                row = at + i * fours * values
+                _row_moments(data[row : row + values], p[t.CENTER], k[3 * i :])
+        for i in range(4):
+            _coefficients(k, 3 * i, eps, kept, r + i * fours)
+        weight, bias = weights[w : w + values], biases[w : w + values]
+        _write_four(data[at:], out[at:], fours * values, weight, bias, k)
+    for r in range(start + 4 * fours, end):
+        w, at = r % tiles * values, r * values
+        row = data[at : at + values]
+        _row_moments(row, p[t.CENTER], k)
+        _coefficients(k, 0, eps, kept, r)
+        _write_one(row, out[at : at + values], weights[w : w + values], biases[w : w + values], k)
 
 
 @reduction
@@ -261,43 +269,46 @@ def _four(
         store(d3, j, d * w + (u3 * slope3 + offset3))
 
 
+@helper
+def _terms(p: Any, k: Any, at: int) -> None:
+    """From both sums of a row to slope and offset."""
+    low, rstd, product, total = k[at + 1], k[at + 2], k[at + 3], k[at + 4]
+    slope = -((product - low * total) * rstd) * (rstd * rstd) / p[t.TILE]
+    offset = -total * rstd / p[t.TILE] if p[t.CENTER] == 1 else 0.0
+    k[at + 3], k[at + 4] = slope, offset - low * slope
+
+
 @kernel
 def backward(x: Any, args: int, part: int) -> None:
     """The gradient of some rows, and their part in those of weight and bias."""
     a, p = t.tables(args)
     data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
     dx, kept, values = array(a[t.DX], x, 1 << 40), t.numbers(a[t.SMALL], 0), p[t.TILE]
-    weights, tiles = t.numbers(a[t.SCRATCH], 0), p[t.TILES]
-    step = tiles * values
-    dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * (step + APART) * part)
-    dbiases = dweights[step + APART :]
-    fill(dweights[: step + APART + step], 0.0)
-    k = workspace(20)
+    weights, tiles, k = t.numbers(a[t.SCRATCH], 0), p[t.TILES], workspace(20)
+    both = tiles * values + APART
+    dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * both * part)
+    dbiases = dweights[both:]
+    fill(dweights[: 2 * both], 0.0)
     start, end = t.items_of(p, part)
-    # As many rows at a time as stay in the cache; those that share a weight lie ``tiles`` apart.
-    for first in range(start, end, 4 * tiles):
-        several, times = _several(p, first, end)
-        for tile in range(times):
-            w = tile % tiles * values
-            weight, dweight = weights[w : w + values], dweights[w : w + values]
-            dbias, at = dbiases[w : w + values], (first + tile) * values
-            for i in range(several):
-                r = 3 * (first + tile + i * tiles)
-                k[5 * i], k[5 * i + 1], k[5 * i + 2] = kept[r], kept[r + 1], kept[r + 2]
-            if several == 4:
-                _four_sums(data[at:], dy[at:], step, weight, k)
-            else:
-                k[4], k[3] = _row_sums(data[at : at + values], dy[at : at + values], weight, k[0])
-            for i in range(0, 5 * several, 5):
-                low, rstd, product, total = k[i + 1], k[i + 2], k[i + 3], k[i + 4]
-                slope = -((product - low * total) * rstd) * (rstd * rstd) / values
-                offset = -total * rstd / values if p[t.CENTER] == 1 else 0.0
-                k[i + 3], k[i + 4] = slope, offset - low * slope
-            if several == 4:
-                _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbias, k)
-            else:
-                row, g, out = data[at : at + values], dy[at : at + values], dx[at : at + values]
-                _one(row, g, out, weight, dweight, dbias, k)
+    fours = _fours(p, end - start)
+    for r in range(start, start + fours):
+        w, at = r % tiles * values, r * values
+        weight, dweight = weights[w : w + values], dweights[w : w + values]
+        for i in range(4):
+            copy(k[5 * i : 5 * i + 3], kept[3 * (r + i * fours) :])
+        _four_sums(data[at:], dy[at:], fours * values, weight, k)
+        for i in range(4):
+            _terms(p, k, 5 * i)
+        dbias = dbiases[w : w + values]
+        _four(data[at:], dy[at:], dx[at:], fours * values, weight, dweight, dbias, k)
+    for r in range(start + 4 * fours, end):
+        w, at = r % tiles * values, r * values
+        weight, dweight = weights[w : w + values], dweights[w : w + values]
+        row, g, out = data[at : at + values], dy[at : at + values], dx[at : at + values]
+        copy(k[:3], kept[3 * r :])
+        k[4], k[3] = _row_sums(row, g, weight, k[0])
+        _terms(p, k, 0)
+        _one(row, g, out, weight, dweight, dbiases[w : w + values], k)
 
 
 @elementwise
