@@ -23,6 +23,7 @@ from normalform.kernels.cpu.compiled import (
     peek,
     poke,
     small_kernel,
+    workspace,
 )
 
 
@@ -371,24 +372,34 @@ def terms(x: Any, args: int, part: int) -> None:
             to[t.OFFSET * channels + c] -= at[t.LOW * channels + c] * to[t.SLOPE * channels + c]
 
 
+@elementwise
+def _add_unit(total: Any, product: Any, rstd: Any, dbias: Any, dweight: Any) -> None:
+    for j in range(rstd.size):
+        add(dbias, j, load(total, j))
+        add(dweight, j, load(product, j) * load(rstd, j))
+
+
 @small_kernel
 def parameters(x: Any, args: int, part: int) -> None:
     """The gradients of weight and bias."""
     a, p = t.tables(args)
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
-    units = p[t.SPREAD_UNITS] // sets
-    for i in range(sets * channels):
-        first, c, dweight, dbias = i // channels, i % channels, 0.0, 0.0
+    units, sums = p[t.SPREAD_UNITS] // sets, workspace(2 * channels)
+    dweight, dbias = sums[:channels], sums[channels : 2 * channels]
+    for first in range(sets):
+        fill(dweight, 0.0)
+        fill(dbias, 0.0)
         for u in range(first, first + units):
-            grads = p[t.AT_GRADS] + u * t.GRADS * channels + c
-            rstd = small[p[t.AT_SPREAD] + (u * t.SPREAD + t.RSTD) * channels + c]
-            dweight += scratch[grads + t.PRODUCT * channels] * rstd
-            dbias += scratch[grads + t.TOTAL * channels]
-        if a[t.DWEIGHT] != 0:
-            poke(a[t.DWEIGHT], i, p[t.WEIGHT_KIND], dweight)
-        if a[t.DBIAS] != 0:
-            poke(a[t.DBIAS], i, p[t.BIAS_KIND], dbias)
+            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
+            rstd = small[p[t.AT_SPREAD] + (u * t.SPREAD + t.RSTD) * channels :]
+            total, product = grads[t.TOTAL * channels :], grads[t.PRODUCT * channels :]
+            _add_unit(total, product, rstd[:channels], dbias, dweight)
+        for c in range(channels):
+            if a[t.DWEIGHT] != 0:
+                poke(a[t.DWEIGHT], first * channels + c, p[t.WEIGHT_KIND], dweight[c])
+            if a[t.DBIAS] != 0:
+                poke(a[t.DBIAS], first * channels + c, p[t.BIAS_KIND], dbias[c])
 
 
 @small_kernel

@@ -191,11 +191,6 @@ def _apply(data: Any, out: Any, s: Any, rows: int, step: int, n: int, fours: int
             store(y, j, y_j)
 
 
-@helper
-def _spread_at(p: Any, unit: int, arrays: int) -> int:
-    return unit * arrays * p[t.CHANNELS] if p[t.SPREAD_UNITS] > 1 else 0
-
-
 @kernel
 def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
@@ -205,7 +200,7 @@ def apply(x: Any, args: int, part: int) -> None:
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
-        at = _spread_at(p, unit, t.SPREAD)
+        at = t.spread_at(p, unit, t.SPREAD)
         _expand(spread, at + t.HIGH * p[t.CHANNELS], c0, values, p, s, 0)
         _expand(spread, at + t.SCALE * p[t.CHANNELS], c0, values, p, s, STEP)
         _expand(spread, at + t.SHIFT * p[t.CHANNELS], c0, values, p, s, 2 * STEP)
@@ -245,7 +240,7 @@ def sums(x: Any, args: int, part: int) -> None:
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
-        high = _spread_at(p, unit, t.SPREAD) + t.HIGH * p[t.CHANNELS]
+        high = t.spread_at(p, unit, t.SPREAD) + t.HIGH * p[t.CHANNELS]
         _expand(spread, high, c0, values, p, s, 0)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
@@ -293,7 +288,7 @@ def grad_input(x: Any, args: int, part: int) -> None:
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
-        at = _spread_at(p, unit, t.TERMS)
+        at = t.spread_at(p, unit, t.TERMS)
         _expand(terms, at + t.CENTRE * channels, c0, values, p, s, 0)
         _expand(terms, at + t.FACTOR * channels, c0, values, p, s, STEP)
         _expand(terms, at + t.SLOPE * channels, c0, values, p, s, 2 * STEP)
@@ -321,7 +316,7 @@ def scale(x: Any, args: int, part: int) -> None:
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
-        factor = _spread_at(p, unit, t.TERMS) + t.FACTOR * p[t.CHANNELS]
+        factor = t.spread_at(p, unit, t.TERMS) + t.FACTOR * p[t.CHANNELS]
         _expand(terms, factor, c0, values, p, s, 0)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step

@@ -22,18 +22,31 @@ from normalform.kernels.cpu.compiled import (
 )
 
 
-@reduction
-def _piece(p: Any, item: int) -> tuple[int, int, int]:
-    """First value and end of an item, and where its plane's coefficients are."""
+@helper
+def _place(p: Any, item: int) -> tuple[int, int, int]:
+    """Unit, channel and piece of an item."""
     plane = item // p[t.PIECES]
-    first = (item - plane * p[t.PIECES]) * p[t.LENGTH]
-    start = plane * p[t.EXTENT]
     unit = plane // p[t.CHANNELS]
-    at = plane - unit * p[t.CHANNELS]
-    if p[t.SPREAD_UNITS] > 1:
-        at += unit * t.SPREAD * p[t.CHANNELS]
+    return unit, plane - unit * p[t.CHANNELS], item - plane * p[t.PIECES]
+
+
+@helper
+def _after(p: Any, unit: int, c: int, piece: int) -> tuple[int, int, int]:
+    """Those of the next item: a short plane takes as long as a few divisions."""
+    piece += 1
+    if piece == p[t.PIECES]:
+        piece, c = 0, c + 1
+        if c == p[t.CHANNELS]:
+            unit, c = unit + 1, 0
+    return unit, c, piece
+
+
+@helper
+def _run(p: Any, unit: int, c: int, piece: int) -> tuple[int, int]:
+    """First value and end of an item."""
+    start, first = (unit * p[t.CHANNELS] + c) * p[t.EXTENT], piece * p[t.LENGTH]
     last = first + p[t.LENGTH]
-    return start + first, start + (last if last < p[t.EXTENT] else p[t.EXTENT]), at
+    return start + first, start + (last if last < p[t.EXTENT] else p[t.EXTENT])
 
 
 @reduction
@@ -82,8 +95,10 @@ def moments(x: Any, args: int, part: int) -> None:
     data = carray(x, (1 << 40,))
     slots = t.numbers(a[t.SMALL], 0)
     first, last = t.items_of(p, part)
+    unit, c, piece = _place(p, first)
     for item in range(first, last):
-        start, stop, _ = _piece(p, item)
+        start, stop = _run(p, unit, c, piece)
+        unit, c, piece = _after(p, unit, c, piece)
         row = data[start:stop]
         near, rest, var = moments_of(row)
         slots[item], slots[p[t.SLOTS] + item] = row.size, near
@@ -104,8 +119,11 @@ def apply(x: Any, args: int, part: int) -> None:
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
     spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
     first, last = t.items_of(p, part)
-    for item in range(first, last):
-        start, stop, at = _piece(p, item)
+    unit, c, piece = _place(p, first)
+    for _ in range(first, last):
+        start, stop = _run(p, unit, c, piece)
+        at = t.spread_at(p, unit, t.SPREAD) + c
+        unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
         run_apply(data[start:stop], out[start:stop], high, scale, shift)
@@ -130,9 +148,11 @@ def sums(x: Any, args: int, part: int) -> None:
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     slots = t.numbers(a[t.SCRATCH], p[t.AT_SUMS])
     first, last = t.items_of(p, part)
+    unit, c, piece = _place(p, first)
     for item in range(first, last):
-        start, stop, at = _piece(p, item)
-        high = spread[at + t.HIGH * p[t.CHANNELS]]
+        start, stop = _run(p, unit, c, piece)
+        high = spread[t.spread_at(p, unit, t.SPREAD) + t.HIGH * p[t.CHANNELS] + c]
+        unit, c, piece = _after(p, unit, c, piece)
         total, product = run_sums(data[start:stop], dy[start:stop], high)
         slots[2 * item], slots[2 * item + 1] = total, product
 
@@ -155,14 +175,6 @@ def run_scale(dy: Any, dx: Any, factor: float) -> None:
         store(dx, j, load(dy, j) * factor)
 
 
-@reduction
-def _terms_at(p: Any, at: int) -> int:
-    """The place in the backward's arrays of what lies at ``at`` in the forward's."""
-    channels = p[t.CHANNELS]
-    unit = at // (t.SPREAD * channels)
-    return at - unit * (t.SPREAD - t.TERMS) * channels
-
-
 @kernel
 def grad_input(x: Any, args: int, part: int) -> None:
     """The gradient of the input, with the statistics' part."""
@@ -171,9 +183,11 @@ def grad_input(x: Any, args: int, part: int) -> None:
     dx, channels = array(a[t.DX], x, 1 << 40), p[t.CHANNELS]
     terms = t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
-    for item in range(first, last):
-        start, stop, at = _piece(p, item)
-        at = _terms_at(p, at)
+    unit, c, piece = _place(p, first)
+    for _ in range(first, last):
+        start, stop = _run(p, unit, c, piece)
+        at = t.spread_at(p, unit, t.TERMS) + c
+        unit, c, piece = _after(p, unit, c, piece)
         centre, factor = terms[at + t.CENTRE * channels], terms[at + t.FACTOR * channels]
         slope, offset = terms[at + t.SLOPE * channels], terms[at + t.OFFSET * channels]
         run_input(data[start:stop], dy[start:stop], dx[start:stop], centre, factor, slope, offset)
@@ -186,7 +200,9 @@ def scale(x: Any, args: int, part: int) -> None:
     dy, dx = array(a[t.DY], x, 1 << 40), array(a[t.DX], x, 1 << 40)
     terms = t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
-    for item in range(first, last):
-        start, stop, at = _piece(p, item)
-        factor = terms[_terms_at(p, at) + t.FACTOR * p[t.CHANNELS]]
+    unit, c, piece = _place(p, first)
+    for _ in range(first, last):
+        start, stop = _run(p, unit, c, piece)
+        factor = terms[t.spread_at(p, unit, t.TERMS) + t.FACTOR * p[t.CHANNELS] + c]
+        unit, c, piece = _after(p, unit, c, piece)
         run_scale(dy[start:stop], dx[start:stop], factor)

@@ -100,3 +100,9 @@ def spread_of(p: Any, part: int) -> tuple[int, int, int, int]:
 def slot_of(p: Any, unit: int, piece: int, channel: int) -> int:
     """Where a slot lies."""
     return unit * p[UNIT_STEP] + piece * p[PIECE_STEP] + channel * p[CHANNEL_STEP]
+
+
+@register_jitable
+def spread_at(p: Any, unit: int, arrays: int) -> int:
+    """Where a unit's coefficients begin, of so many arrays over channels."""
+    return unit * arrays * p[CHANNELS] if p[SPREAD_UNITS] > 1 else 0
