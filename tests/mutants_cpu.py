@@ -52,9 +52,23 @@ MUTANTS = [
     Mutant(
         "planes: the last value of a plane dropped",
         planes,
-        "else p[t.EXTENT]), at",
-        "else p[t.EXTENT] - 1), at",
+        "last < p[t.EXTENT] else p[t.EXTENT])",
+        "last < p[t.EXTENT] else p[t.EXTENT] - 1)",
         compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "planes: the last value of a cell that is one run dropped",
+        planes,
+        "(slot + 1) * p[t.RUN] * p[t.EXTENT]",
+        "(slot + 1) * p[t.RUN] * p[t.EXTENT] - 1",
+        compiled_plain("group, parts"),
+    ),
+    Mutant(
+        "runs of several channels pooled as if there were one for each",
+        blend,
+        "range(size // p[t.RUN])",
+        "range(size // p[t.RUN] - 1)",
+        compiled_plain("group, many short planes", torch.float64),
     ),
     Mutant(
         "planes: the last value of a piece dropped",
@@ -306,8 +320,8 @@ MUTANTS = [
     Mutant(
         "gradient of the weight not divided by std, compiled",
         blend,
-        "scratch[grads + t.PRODUCT * channels] * rstd",
-        "scratch[grads + t.PRODUCT * channels]",
+        "load(product, j) * load(rstd, j)",
+        "load(product, j)",
         compiled_plain("instance, tracked"),
     ),
     Mutant(
@@ -315,7 +329,7 @@ MUTANTS = [
         rows,
         "g * (u - low)",
         "g / rstd * (u - low)",
-        compiled_plain("group, many short planes"),
+        compiled_plain("layer, many rows"),
     ),
     Mutant(
         "rows, by fours: the fourth left out of the gradient of the weight",

@@ -21,6 +21,8 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16)
 # Planes shorter than this are taken side by side where statistics run across samples.
 SHORT = 128
 MANY = 4
+# Up to so many, weights for each value of a sample, and their sums, stay in a core's cache.
+WEIGHTS = 16384
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def are_rows(r: Request) -> bool:
     if r.positions == 1 or (not cells.spatial and r.order == "columns"):
         return cells.groups == 1
     short = cells.spatial and r.positions < SHORT and r.shape[0] * cells.groups >= 2 * MANY
-    return short and (r.order == "planes" or cells.groups == 1)
+    few = math.prod(r.shape[1:]) <= WEIGHTS
+    return short and few and (r.order == "planes" or cells.groups == 1)
 
 
 def _blends(r: Request) -> bool:

@@ -58,7 +58,7 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
         small[cell] = small[2 * cells + cell] = small[3 * cells + cell] = 0.0
     for unit in range(u, end):
         for piece in range(p[t.PIECES]):
-            at = t.slot_of(p, unit, piece, c0)
+            at = t.slot_of(p, unit, piece, c0) // p[t.RUN]
             if size == 1 and step == 1:
                 first, last = to + c0, to + c1
                 _side_by_side(
@@ -70,7 +70,7 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
             for cell in range(to + c0 // size, to + c1 // size):
                 origin, count = small[cells + cell], small[cell]
                 total, squares = small[2 * cells + cell], small[3 * cells + cell]
-                for _ in range(size):
+                for _ in range(size // p[t.RUN]):
                     n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
                     count += n
                     total += n * apart
@@ -105,7 +105,7 @@ def pool(x: Any, args: int, part: int) -> None:
                 end += 1
             g0, g1 = p[b + t.AT_CELLS] + first + c0 // size, p[b + t.AT_CELLS] + first + c1 // size
             for cell in range(g0, g1):
-                slot = t.slot_of(p, u, 0, c0 + (cell - g0) * size)
+                slot = t.slot_of(p, u, 0, c0 + (cell - g0) * size) // p[t.RUN]
                 small[cells + cell] = small[slots + slot]
             _about(p, small, b, u, end, c0, c1)
             if p[t.DOUBLE] == 1:

@@ -97,7 +97,7 @@ class Layout:
         if self.kind == "planes":
             p[t.ROWS], p[t.WIDTH], p[t.EXTENT] = 1, positions, positions
             p[t.TILES], p[t.TILE], p[t.FOLD] = 1, channels, 1
-            p[t.PIECES] = -(-positions // (PIECE if r.dtype != torch.float64 else PIECE_DOUBLE))
+            p[t.PIECES] = -(-positions // self._longest())
         else:
             last = r.order == "columns"
             p[t.WIDTH] = 1 if last else positions
@@ -123,16 +123,17 @@ class Layout:
     def _lay_branches(self) -> None:
         p, r = self.table, self.request
         units, channels = int(p[t.UNITS]), int(p[t.CHANNELS])
-        slots = units * int(p[t.PIECES]) * channels
-        p[t.SLOTS] = slots
-        small, scratch, alike = 0 if self.given else t.CELL * slots, 2 * slots, not r.per_sample
+        sums = units * int(p[t.PIECES]) * channels
+        p[t.RUN] = self._run()
+        p[t.SLOTS] = slots = sums // int(p[t.RUN])
+        small, scratch, alike = 0 if self.given else t.CELL * slots, 2 * sums, not r.per_sample
         for k, cells in enumerate(r.plan.branches):
             b = t.AT_BRANCHES + t.BRANCH * k
             block, blocks = _blocks(cells, units)
             groups = channels if cells is None else cells.groups
             p[b + t.BLOCK], p[b + t.BLOCKS], p[b + t.GROUPS] = block, blocks, groups
             role = t.GIVEN if cells is None else t.SHARED if block > 1 else t.OWN
-            if role == t.OWN and groups == channels and p[t.PIECES] == 1:
+            if role == t.OWN and groups * p[t.RUN] == channels and p[t.PIECES] == 1:
                 role = t.SLOT
             p[b + t.ROLE], p[b + t.CELLS], p[b + t.AT_GATHER] = role, blocks * groups, scratch
             if role != t.SLOT:
@@ -153,6 +154,20 @@ class Layout:
         ):
             p[at], scratch = scratch, scratch + size
         self.scratch = scratch
+
+    def _run(self) -> int:
+        """How many channels of a cell, one after the other in memory, are summed at once."""
+        p, (cells, *others) = self.table, self.request.plan.branches
+        if self.kind != "planes" or others or cells is None or p[t.PIECES] > 1:
+            return 1
+        if _blocks(cells, int(p[t.UNITS]))[0] > 1:
+            return 1
+        size = int(p[t.CHANNELS]) // cells.groups
+        most = self._longest() // int(p[t.EXTENT])
+        return max(run for run in range(1, min(size, most) + 1) if size % run == 0)
+
+    def _longest(self) -> int:
+        return PIECE if self.request.dtype != torch.float64 else PIECE_DOUBLE
 
     def roles(self) -> list[int]:
         """What each branch is."""
@@ -184,8 +199,9 @@ class Layout:
 
     def _staged(self) -> Programs:
         """One pass over the whole tensor after the other."""
-        items = int(self.table[t.ITEMS])
+        items, run = int(self.table[t.ITEMS]), max(1, int(self.table[t.RUN]))
         items_a_part = -(-items // max(1, min(items, self.values // PART, 256)))
+        items_a_part = -(-items_a_part // run) * run
         planes = int(self.table[t.UNITS] * self.table[t.CHANNELS])
         return Programs(self, -(-items // items_a_part), items_a_part, planes, tiled=False)
 

@@ -90,19 +90,20 @@ def moments_of(row: Any) -> tuple[float, float, float]:
 
 @kernel
 def moments(x: Any, args: int, part: int) -> None:
-    """Moments of each piece, about its first value."""
+    """Moments of each piece, or of each cell that is one run."""
     a, p = t.tables(args)
-    data = carray(x, (1 << 40,))
-    slots = t.numbers(a[t.SMALL], 0)
+    data, slots = carray(x, (1 << 40,)), t.numbers(a[t.SMALL], 0)
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
-    for item in range(first, last):
-        start, stop = _run(p, unit, c, piece)
-        unit, c, piece = _after(p, unit, c, piece)
-        row = data[start:stop]
-        near, rest, var = moments_of(row)
-        slots[item], slots[p[t.SLOTS] + item] = row.size, near
-        slots[2 * p[t.SLOTS] + item], slots[3 * p[t.SLOTS] + item] = rest, var
+    for slot in range(first // p[t.RUN], last // p[t.RUN]):
+        if p[t.RUN] > 1:
+            start, stop = slot * p[t.RUN] * p[t.EXTENT], (slot + 1) * p[t.RUN] * p[t.EXTENT]
+        else:
+            start, stop = _run(p, unit, c, piece)
+            unit, c, piece = _after(p, unit, c, piece)
+        near, rest, var = moments_of(data[start:stop])
+        slots[slot], slots[p[t.SLOTS] + slot] = stop - start, near
+        slots[2 * p[t.SLOTS] + slot], slots[3 * p[t.SLOTS] + slot] = rest, var
 
 
 @elementwise

@@ -31,11 +31,10 @@ from normalform.kernels.cpu.compiled import (
     workspace,
 )
 from normalform.kernels.cpu.planes import is_double, moments_of, run_moments
+from normalform.kernels.request import WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
-# Up to this many values in all tiles, weights and their sums stay in the cache for four rows.
-LONG = 16384
 # Between the sums for weight and those for bias, so that they are no multiple of 4 KiB apart: a
 # load would have to wait for a store to the other array.
 APART = 168
@@ -154,7 +153,7 @@ def _fours(p: Any, rows: int) -> int:
     Never where they come from beyond the cache: four streams were slower than one after the other,
     forward by half (25 MB).
     """
-    several = p[t.STAYS] == 1 and p[t.TILES] * p[t.TILE] <= LONG
+    several = p[t.STAYS] == 1 and p[t.TILES] * p[t.TILE] <= WEIGHTS
     return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
 
 

@@ -4,7 +4,8 @@ A tensor is seen as *units* (samples, or the whole batch) of ``ROWS`` rows of ``
 of ``WIDTH`` neighbouring values: a contiguous (n, c, *s) has one row a unit, a channels-last one
 has a row for each position and a width of 1. Units are cut into *pieces* of at most ``LENGTH``,
 which depend on the shape alone, so that sums are taken in the same order by any number of threads.
-A *slot* holds what was summed for one unit, piece and channel; a *cell*, what slots were pooled to.
+A *slot* holds what was summed for one unit, piece and channel, or for ``RUN`` neighbouring channels
+of a cell; a *cell*, what slots were pooled to.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ ARGS = 21
 # Of each layout. Offsets are into the arrays at SMALL and SCRATCH, which hold float64.
 (
     UNITS, ROWS, CHANNELS, WIDTH, PIECES, LENGTH, EXTENT, SLOTS,
-    UNIT_STEP, PIECE_STEP, CHANNEL_STEP, TILES, TILE, FOLD, STAYS,
+    UNIT_STEP, PIECE_STEP, CHANNEL_STEP, TILES, TILE, FOLD, STAYS, RUN,
     ITEMS, ITEMS_A_PART, PLANES_A_PART, SPREAD_UNITS, PARAM_STEP,
     WEIGHT_KIND, BIAS_KIND, LOGIT_KIND, RUNNING_KIND, EPS, CENTER, DOUBLE,
     TRACKED, BRANCHES, AT_WEIGHTS, AT_SPREAD, AT_SUMS, AT_GRADS, AT_TERMS, AT_LOGITS, AT_BRANCHES,
-) = range(36)  # fmt: skip
+) = range(37)  # fmt: skip
 # Of each branch, from AT_BRANCHES on: its cells, and where their sums are in the backward.
 BLOCK, BLOCKS, GROUPS, ROLE, CELLS, AT_CELLS, AT_GATHER = range(7)
 BRANCH = 7
