@@ -7,7 +7,17 @@ import test_cpu_kernels as cpu
 import test_promise as promise
 from mutants import hard
 from mutation import Mutant
-from normalform.kernels.cpu import blend, columns, compiled, layout, planes, rows, steps, team
+from normalform.kernels.cpu import (
+    blend,
+    columns,
+    compiled,
+    gradients,
+    layout,
+    planes,
+    rows,
+    steps,
+    team,
+)
 
 
 def compiled_hard(name, kind, dtype=torch.float32):
@@ -290,18 +300,32 @@ MUTANTS = [
     ),
     # Gradients
     Mutant(
-        "gradient without the share of the mean, compiled",
-        blend,
-        "to_mean * sums[g] / n",
+        "gradient of one channel without the share of the mean",
+        gradients,
+        "load(dmean, j) * of_all",
         "0.0",
         compiled_plain("instance, tracked"),
     ),
     Mutant(
+        "gradient of one channel with half the share of the variance",
+        gradients,
+        "2.0 * load(dvar, j)",
+        "load(dvar, j)",
+        compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "gradient without the share of the mean, compiled",
+        gradients,
+        "to_mean * sums[g] / n",
+        "0.0",
+        compiled_plain("group, parts"),
+    ),
+    Mutant(
         "gradient with half the share of the variance, compiled",
-        blend,
+        gradients,
         "to_var * 2.0 * sums",
         "to_var * sums",
-        compiled_plain("instance, tracked"),
+        compiled_plain("group, parts"),
     ),
     Mutant(
         "rows: gradient without the share of the mean",
@@ -319,7 +343,7 @@ MUTANTS = [
     ),
     Mutant(
         "gradient of the weight not divided by std, compiled",
-        blend,
+        gradients,
         "load(product, j) * load(rstd, j)",
         "load(product, j)",
         compiled_plain("instance, tracked"),
@@ -354,14 +378,14 @@ MUTANTS = [
     ),
     Mutant(
         "gradient of the logits dropped, compiled",
-        blend,
+        gradients,
         "weights[i] * (sums[i] - common)",
         "0.0",
         compiled_plain("switch, parts"),
     ),
     Mutant(
         "gradient of the logits without what the softmax has in common",
-        blend,
+        gradients,
         "weights[i] * (sums[i] - common)",
         "weights[i] * sums[i]",
         compiled_plain("switch, parts"),

@@ -17,18 +17,16 @@ from normalform.kernels.cpu.compiled import (
     copy,
     double_of_bits,
     elementwise,
-    fill,
     helper,
     load,
     peek,
     poke,
     small_kernel,
-    workspace,
 )
 
 
 @helper
-def _cell(p: Any, b: int, unit: int) -> int:
+def first_cell(p: Any, b: int, unit: int) -> int:
     """The first cell of a unit's block."""
     block, last = unit // p[b + t.BLOCK], p[b + t.BLOCKS] - 1
     return (block if block < last else last) * p[b + t.GROUPS]
@@ -53,7 +51,7 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
     Number of values, sum of the distances and of their squares; in the order of memory.
     """
     slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
-    to, step = p[b + t.AT_CELLS] + _cell(p, b, u), p[t.CHANNEL_STEP]
+    to, step = p[b + t.AT_CELLS] + first_cell(p, b, u), p[t.CHANNEL_STEP]
     for cell in range(to + c0 // size, to + c1 // size):
         small[cell] = small[2 * cells + cell] = small[3 * cells + cell] = 0.0
     for unit in range(u, end):
@@ -100,8 +98,8 @@ def pool(x: Any, args: int, part: int) -> None:
             continue
         cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
         while u < u1:
-            first, end = _cell(p, b, u), u + 1
-            while end < u1 and _cell(p, b, end) == first:
+            first, end = first_cell(p, b, u), u + 1
+            while end < u1 and first_cell(p, b, end) == first:
                 end += 1
             g0, g1 = p[b + t.AT_CELLS] + first + c0 // size, p[b + t.AT_CELLS] + first + c1 // size
             for cell in range(g0, g1):
@@ -203,11 +201,16 @@ def mix(x: Any, args: int, part: int) -> None:
         for k in range(p[t.BRANCHES]):
             b = t.AT_BRANCHES + k * t.BRANCH
             size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-            cell = small[p[b + t.AT_CELLS] + _cell(p, b, u) :]
+            cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
             to_mean, to_var = 1.0, 1.0
             if p[t.BRANCHES] > 1:
                 to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
                 to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
+            if size == 1 and p[t.BRANCHES] == 1:
+                copy(to[t.HIGH * channels + c0 : t.HIGH * channels + c1], cell[cells + c0 :])
+                copy(to[t.LOW * channels + c0 : t.LOW * channels + c1], cell[2 * cells + c0 :])
+                copy(to[t.RSTD * channels + c0 : t.RSTD * channels + c1], cell[3 * cells + c0 :])
+                continue
             for g in range(c0 // size, c1 // size):
                 near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
                 for c in range(g * size, (g + 1) * size):
@@ -255,167 +258,3 @@ def track(x: Any, args: int, part: int) -> None:
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
         a[t.NOT_FINITE_MEAN] += _move(a[t.RUNNING_MEAN], c, kind, mean, share)
         a[t.NOT_FINITE_VAR] += _move(a[t.RUNNING_VAR], c, kind, var, share)
-
-
-@elementwise
-def _gradients(
-    low: Any, rstd: Any, scale: Any, total: Any, product: Any, dmean: Any, dvar: Any
-) -> None:
-    """``sum dy (x - mean)`` in the place of ``sum dy (x - high)``; of mean, then of variance."""
-    for j in range(low.size):
-        product[j] -= low[j] * total[j]
-    for j in range(low.size):
-        dmean[j] = -total[j] * scale[j]
-    for j in range(low.size):
-        dvar[j] = -0.5 * (product[j] * scale[j]) * (rstd[j] * rstd[j])
-
-
-@small_kernel
-def collect(x: Any, args: int, part: int) -> None:
-    """Both sums of each channel from those of its slots, and the gradients of mean and variance."""
-    a, p = t.tables(args)
-    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
-    u0, u1, c0, c1 = t.spread_of(p, part)
-    alike = p[t.UNITS] if p[t.SPREAD_UNITS] < p[t.UNITS] else 1
-    step = 2 * p[t.CHANNEL_STEP]
-    for u in range(u0, u1):
-        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        total = to[t.TOTAL * channels + c0 : t.TOTAL * channels + c1]
-        product = to[t.PRODUCT * channels + c0 : t.PRODUCT * channels + c1]
-        fill(total, 0.0)
-        fill(product, 0.0)
-        for unit in range(u, u + alike):
-            for piece in range(p[t.PIECES]):
-                slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c0)
-                for j in range(c1 - c0):
-                    total[j] += scratch[slot]
-                    product[j] += scratch[slot + 1]
-                    slot += step
-        _gradients(
-            at[t.LOW * channels + c0 : t.LOW * channels + c1],
-            at[t.RSTD * channels + c0 : t.RSTD * channels + c1],
-            at[t.SCALE * channels + c0 : t.SCALE * channels + c1],
-            total, product,
-            to[t.DMEAN * channels + c0 : t.DMEAN * channels + c1],
-            to[t.DVAR * channels + c0 : t.DVAR * channels + c1],
-        )  # fmt: skip
-
-
-@small_kernel
-def gather(x: Any, args: int, part: int) -> None:
-    """Sums of these gradients over the cells of a part; with part -1, over those parts share."""
-    a, p = t.tables(args)
-    scratch, channels = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
-    u0, u1, c0, c1 = t.spread_of(p, part)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] == t.GIVEN or (p[b + t.ROLE] == t.SHARED) != (part < 0):
-            continue
-        size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-        for u in range(u0, u1):
-            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-            opens = u == 0 or _cell(p, b, u) != _cell(p, b, u - 1)
-            for g in range(c0 // size, c1 // size):
-                to, dmean, dvar = p[b + t.AT_GATHER] + _cell(p, b, u) + g, 0.0, 0.0
-                for c in range(g * size, (g + 1) * size):
-                    dmean += grads[t.DMEAN * channels + c]
-                    dvar += grads[t.DVAR * channels + c]
-                scratch[to] = dmean if opens else scratch[to] + dmean
-                scratch[cells + to] = dvar if opens else scratch[cells + to] + dvar
-
-
-@small_kernel
-def terms(x: Any, args: int, part: int) -> None:
-    """``dx = factor dy + slope (x - high) + offset``, and each unit's part in logit gradients.
-
-    A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
-    cell; here all are brought to the blended mean.
-    """
-    a, p = t.tables(args)
-    small, scratch = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0)
-    channels, branches = p[t.CHANNELS], p[t.BRANCHES]
-    u0, u1, c0, c1 = t.spread_of(p, part)
-    for u in range(u0, u1):
-        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
-        grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        for which, source in ((t.FACTOR, t.SCALE), (t.CENTRE, t.HIGH)):
-            first, last = source * channels + c0, source * channels + c1
-            copy(to[which * channels + c0 : which * channels + c1], at[first:last])
-        fill(to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1], 0.0)
-        fill(to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1], 0.0)
-        for k in range(branches):
-            b = t.AT_BRANCHES + k * t.BRANCH
-            size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-            cell = small[p[b + t.AT_CELLS] + _cell(p, b, u) :]
-            sums = scratch[p[b + t.AT_GATHER] + _cell(p, b, u) :]
-            to_mean, to_var, logit_mean, logit_var = 1.0, 1.0, 0.0, 0.0
-            if branches > 1:
-                to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
-                to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
-            for g in range(c0 // size, c1 // size):
-                n, level, tilt = cell[g], 0.0, 0.0
-                if n > 0.0:  # running statistics are constants
-                    level, tilt = to_mean * sums[g] / n, to_var * 2.0 * sums[cells + g] / n
-                near, rest, var = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g]
-                for c in range(g * size, (g + 1) * size):
-                    apart = (at[t.HIGH * channels + c] - near) + (at[t.LOW * channels + c] - rest)
-                    to[t.SLOPE * channels + c] += tilt
-                    to[t.OFFSET * channels + c] += level + tilt * apart
-                    if branches > 1:
-                        logit_mean -= grads[t.DMEAN * channels + c] * apart
-                        logit_var += grads[t.DVAR * channels + c] * var
-            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
-            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
-        for c in range(c0, c1):
-            to[t.OFFSET * channels + c] -= at[t.LOW * channels + c] * to[t.SLOPE * channels + c]
-
-
-@elementwise
-def _add_unit(total: Any, product: Any, rstd: Any, dbias: Any, dweight: Any) -> None:
-    for j in range(rstd.size):
-        add(dbias, j, load(total, j))
-        add(dweight, j, load(product, j) * load(rstd, j))
-
-
-@small_kernel
-def parameters(x: Any, args: int, part: int) -> None:
-    """The gradients of weight and bias."""
-    a, p = t.tables(args)
-    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
-    sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
-    units, sums = p[t.SPREAD_UNITS] // sets, workspace(2 * channels)
-    dweight, dbias = sums[:channels], sums[channels : 2 * channels]
-    for first in range(sets):
-        fill(dweight, 0.0)
-        fill(dbias, 0.0)
-        for u in range(first, first + units):
-            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-            rstd = small[p[t.AT_SPREAD] + (u * t.SPREAD + t.RSTD) * channels :]
-            total, product = grads[t.TOTAL * channels :], grads[t.PRODUCT * channels :]
-            _add_unit(total, product, rstd[:channels], dbias, dweight)
-        for c in range(channels):
-            if a[t.DWEIGHT] != 0:
-                poke(a[t.DWEIGHT], first * channels + c, p[t.WEIGHT_KIND], dweight[c])
-            if a[t.DBIAS] != 0:
-                poke(a[t.DBIAS], first * channels + c, p[t.BIAS_KIND], dbias[c])
-
-
-@small_kernel
-def logits(x: Any, args: int, part: int) -> None:
-    """The gradients of the logits, through the softmax: ``w_k (g_k - sum_j w_j g_j)``."""
-    a, p = t.tables(args)
-    weights, sums = t.numbers(a[t.SMALL], p[t.AT_WEIGHTS]), t.numbers(a[t.SCRATCH], p[t.AT_LOGITS])
-    both = 2 * p[t.BRANCHES]
-    for u in range(1, p[t.SPREAD_UNITS]):
-        for i in range(both):
-            sums[i] += sums[u * both + i]
-    for which in range(2 if a[t.DMEAN_LOGITS] != 0 else 0):  # both are learned, or neither
-        common = 0.0
-        for i in range(which, both, 2):
-            common += weights[i] * sums[i]
-        for i in range(which, both, 2):
-            gradient = weights[i] * (sums[i] - common)
-            if a[t.DMEAN_LOGITS + which] != 0:
-                poke(a[t.DMEAN_LOGITS + which], i // 2, p[t.LOGIT_KIND], gradient)

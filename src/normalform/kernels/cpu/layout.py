@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from normalform.cells import Cells
-from normalform.kernels.cpu import blend, columns, planes, rows, team
+from normalform.kernels.cpu import blend, columns, gradients, planes, rows, team
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
@@ -264,13 +264,13 @@ class Programs:
         if layout.kind == "rows":
             phases = [(1, [rows.expand]), (self.parts, [rows.backward])]
             return [*phases, (1, [rows.parameters] if small else [])]
-        params = [blend.parameters] if small else []
+        params = [gradients.parameters] if small else []
         if small and layout.request.logits is not None:
-            params.append(blend.logits)
+            params.append(gradients.logits)
         sums = [] if layout.given and not small else [passes.sums]
-        own = [blend.collect, blend.gather] if sums else []
-        shared = [(SHARED, [blend.gather])] if t.SHARED in roles else []
-        last = [blend.terms]
+        own = [gradients.collect, gradients.gather] if sums else []
+        shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
+        last = [gradients.terms]
         if dx:
             last.append(passes.scale if layout.given else passes.grad_input)
         if not self.tiled:
