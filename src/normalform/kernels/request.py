@@ -129,7 +129,7 @@ def pattern(r: Request) -> str:
     """Which kernels fit: "rows", "planes" or "columns"."""
     if are_rows(r):
         return "rows"
-    short = r.positions < SHORT and r.shape[0] >= MANY and r.whole
+    short = r.positions < SHORT and r.shape[0] >= MANY and r.whole and r.plan.base is not None
     return "columns" if r.order == "columns" or r.positions == 1 or short else "planes"
 
 
