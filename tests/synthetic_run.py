@@ -104,6 +104,7 @@ def _row(
     return dict.fromkeys(FIELDS, "") | {
         "run_id": run_id,
         "data": "fashion",
+        "metric": "error",
         "network": network,
         "last_map": f"{side}x{side}",
         "arm": label,

@@ -44,7 +44,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     **above(TOOLS),
     "budget": set(JUDGE),
     "testing": {*TOOLS, *JUDGE, "budget"},
-    "__init__": set(ROOT_NAMES),
+    "__init__": {*ROOT_NAMES, "lab"},
     "lab": {*ROOT_NAMES, "__init__"},
     "cli": {*ROOT_NAMES, "__init__", "lab"},
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normalform.lab import compare as engine
+from normalform.lab import comparison as engine
 from normalform.lab import report
 from normalform.lab.arms import Arm
 from normalform.lab.data import load
@@ -31,7 +31,7 @@ if __name__ == "__main__":  # the workers import this file too
     import sys
     from pathlib import Path
     from normalform.lab import report
-    from normalform.lab.compare import compare
+    from normalform.lab.comparison import compare
     from normalform.lab.plan import Options
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it

@@ -15,7 +15,7 @@ DETAILS = {"correct": np.array([True, False]), "train_loss": np.array([0.1, np.n
 
 def row(run_id="a", **changes) -> Row:
     plain = Row(
-        run_id=run_id, data="fashion", network="stride8", last_map="4x4",
+        run_id=run_id, data="fashion", metric="error", network="stride8", last_map="4x4",
         arm="batch 2, SGD batch 2", norm="batch", nbs=2, sgd_batch=2, seed=0, epochs=6,
         lr=0.1 / 3, status="ok", reason="", test_error=0.1 + 0.2, test_error_recalibrated=None,
         train_error=1 / 3, train_loss=1e-300, seconds=1.5, train_images=2000, test_images=2000,

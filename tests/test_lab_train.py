@@ -15,8 +15,8 @@ from normalform.lab.train import (
     Run,
     batches,
     build,
-    correct,
     epochs,
+    judge,
     recalibrated_error,
     train,
 )
@@ -37,6 +37,15 @@ def images() -> Images:
 
 def run_of(arm: Arm, network: Network = STRIDE8, seed: int = 0, epochs: int = 2, lr: float = 0.05):
     return Run(network, arm, seed, epochs, lr)
+
+
+def trace(network, x):
+    """What each convolution gives, and what its norm makes of it."""
+    found = []
+    for conv, norm in zip(network.convs, network.norms, strict=True):
+        found.append((conv(x), norm(conv(x))))
+        x = found[-1][1].relu()
+    return found
 
 
 def test_the_arms():
@@ -114,7 +123,7 @@ def test_values_behind_a_mean_in_the_last_layer(arm, stride8, stride32):
 def test_networks_end_on_the_maps_they_say(images):
     for network, last in ((STRIDE8, (32, 4, 4)), (STRIDE32, (64, 1, 1))):
         probe = build(run_of(Arm("none"), network), images)
-        maps = [tuple(after.shape[1:]) for _, after in probe.trace(images.x_test)]
+        maps = [tuple(after.shape[1:]) for _, after in trace(probe, images.x_test)]
         assert maps[-1] == last
         assert maps == [tuple(size) for size in network.maps(28, 28)]
         assert network.last_map(28, 28) == f"{last[1]}x{last[2]}"
@@ -166,7 +175,7 @@ def test_every_step_trains_with_batch_statistics(images):
     run = run_of(Arm("batch", 8), epochs=3)
     network = build(run, images)
     for _ in epochs(run, network, images):
-        correct(network, images)
+        judge(network, images)
     assert network.norms[0].num_batches_tracked == 3 * 2
 
 
@@ -247,7 +256,7 @@ def test_recalibration_averages_over_one_pass(images):
     error = recalibrated_error(run, network, images)
     assert torch.allclose(network.norms[0].running_mean.double(), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(before.double(), expected, rtol=1e-3)
-    assert error == (~correct(network, images)).mean()
+    assert error == judge(network, images).mean()
     plain = run_of(Arm("layer"))
     assert recalibrated_error(plain, build(plain, images), images) is None
 
@@ -266,7 +275,7 @@ def test_recorder_sees_the_network_and_leaves_it_alone(images):
     found = recorder.arrays(epochs=3)
     network.train()
     pictures = images.x_train[np.random.default_rng(0).permutation(70)[:64]]
-    parts = [list(network.trace(batch)) for batch in pictures.split(32)]
+    parts = [trace(network, batch) for batch in pictures.split(32)]
     before, after = (torch.cat([part[2][k] for part in parts]).detach().double() for k in (0, 1))
     assert found["conv_std"][1, 2] == pytest.approx(before.std(correction=0).item(), rel=1e-6)
     assert found["pre_std"][1, 2] == pytest.approx(after.std(correction=0).item(), rel=1e-6)

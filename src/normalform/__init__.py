@@ -1,5 +1,8 @@
 """Every normalization from one idea: which elements share a mean and a variance."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from torch.fx import wrap as _wrap
 
 from normalform import functional as functional
@@ -30,3 +33,15 @@ from normalform.surgery import revert as revert
 from normalform.warmup import warmup as warmup
 
 _wrap("norm")  # this name too, see functional
+
+if _TYPE_CHECKING:
+    from normalform import lab as lab
+
+
+def __getattr__(name: str) -> _Any:
+    """``nf.lab``, which is imported when it is first asked for."""
+    if name != "lab":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import normalform.lab
+
+    return normalform.lab

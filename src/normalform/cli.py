@@ -84,10 +84,19 @@ def _explain(options: argparse.Namespace) -> int:
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "compare",
-        help="train small networks with each norm on real images and write a report",
-        description="Train two small networks with each norm on real images, at several "
-        "normalization batch sizes, and write a table, plots and an HTML report. An interrupted "
-        "comparison goes on where it stopped.",
+        help="train small networks, or your own, with each norm and write a report",
+        description="Train two small networks, or one of your own, with each norm on real images, "
+        "at several normalization batch sizes, and write a table, plots and an HTML report. An "
+        "interrupted comparison goes on where it stopped.",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODULE:NAME",
+        help="your network, as package.module:build: a function of norm_layer, or a model or a "
+        "function without arguments that makes one, whose norms are exchanged",
+    )
+    parser.add_argument(
+        "--metric", help="for your network: error (labels), miou (maps of labels), mse (numbers)"
     )
     parser.add_argument(
         "--data",
@@ -100,7 +109,12 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     parser.add_argument("--nbs", type=_numbers, help="normalization batch sizes, as 32,8,2")
     parser.add_argument("--norms", type=_words, help="as none,batch,layer,instance,group:4,switch")
-    parser.add_argument("--lr", type=float, default=0.05, help="learning rate at a batch of 32")
+    parser.add_argument(
+        "--lr",
+        type=_rates,
+        help="learning rate at a batch of 32; of several, as 0.2,0.05,0.01, each run takes the "
+        "best on a fifth of the training images held out",
+    )
     parser.add_argument("--name", help="of the run's folder")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder is made")
     parser.add_argument("--workers", type=int, help="trainings side by side")
@@ -108,7 +122,7 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from normalform.lab.compare import compare
+    from normalform.lab.comparison import compare
     from normalform.lab.plan import Options
 
     compare(Options(**_chosen(options), command=options.typed))
@@ -195,6 +209,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of whole numbers, as 32,8,2"
+        ) from None
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of learning rates, as 0.2,0.05"
         ) from None
 
 

@@ -8,12 +8,15 @@ the SGD batch itself is 2 and the learning rate 16 times smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import nn
 
 import normalform as nf
+from normalform.lab.models import OwnNetwork
 from normalform.lab.networks import Network
 from normalform.recipes import named
 
@@ -60,37 +63,47 @@ class Arm:
         batch = "batch" if self.nbs == self.sgd_batch else f"ghost:{self.nbs}"
         return tuple(batch if name == "batch" else name for name in self.branches)
 
-    def norm_layer(self) -> Callable[[int], nn.Module]:
-        """The layer, by channel count. All have one weight and one bias a channel."""
-        if self.norm == "switch":
-            return nf.get_norm_layer("switch", over=self.over)
-        if self.norm == "instance":  # torch's default is without
-            return nf.get_norm_layer("instance", affine=True)
-        return nf.get_norm_layer(self.over[0] if self.over else "none")
+    def norm_layer(self, dim: int = 2, **options: Any) -> partial[nn.Module]:
+        """The layer, by channel count. All have one weight and one bias a channel.
 
-    def values(self, network: Network, height: int, width: int) -> list[list[int]]:
+        Args:
+            dim: axes after the channels.
+            options: passed on to the layer, as ``eps``.
+        """
+        if self.norm == "switch":
+            return nf.get_norm_layer("switch", dim, over=self.over, **options)
+        if self.norm == "instance":  # torch's default is without
+            return nf.get_norm_layer("instance", dim, **{"affine": True, **options})
+        return nf.get_norm_layer(self.over[0] if self.over else "none", dim, **options)
+
+    def values(self, network: Network | OwnNetwork, *size: int) -> list[list[int]]:
         """The fewest values behind a mean in training, a row a layer, a column a branch.
+
+        Args:
+            network: a probe network, or the user's own.
+            size: height and width of the pictures.
 
         >>> from normalform.lab.networks import STRIDE8
         >>> Arm("batch", 2).values(STRIDE8, 28, 28)
         [[392], [98], [32]]
         """
         return [
-            [min(named(name).cells((self.sgd_batch, *size)).counts) for name in self.over]
-            for size in network.maps(height, width)
+            [min(named(name).cells((self.sgd_batch, *shape)).counts) for name in self.over]
+            for shape in network.maps(*size)
         ]
 
-    def impossible(self, network: Network, height: int, width: int) -> str | None:
+    def impossible(self, network: Network | OwnNetwork, *size: int) -> str | None:
         """Why this arm cannot train on the network, or None where it can.
 
         >>> from normalform.lab.networks import STRIDE32
         >>> Arm("instance").impossible(STRIDE32, 28, 28)
         'conv5 has 1x1 maps: one value behind each mean, nothing to normalize'
         """
-        rows = zip(network.maps(height, width), self.values(network, height, width), strict=True)
-        for i, (size, values) in enumerate(rows, start=1):
+        rows = zip(network.maps(*size), self.values(network, *size), strict=True)
+        for i, (shape, values) in enumerate(rows):
             if values and max(values) == 1:
-                where = f"conv{i} has {size.height}x{size.width} maps"
+                maps = "x".join(map(str, shape[1:])) or "1"
+                where = f"{network.place(i)} has {maps} maps"
                 return f"{where}: one value behind each mean, nothing to normalize"
         return None
 

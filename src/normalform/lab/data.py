@@ -31,7 +31,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures and labels of one classification problem.
+    """Samples and what is to be found in them; pictures and labels unless they are the user's.
 
     Attributes:
         name: short, goes into file names and tables.
@@ -40,22 +40,25 @@ class Dataset:
         y_train: their labels (N,), indices into ``classes``.
         x_test: test pictures.
         y_test: test labels.
-        classes: the name of each class.
+        classes: the name of each class; none where y are numbers.
+        metric: what y is for, see :mod:`normalform.lab.metrics`.
+        scaled: whether the pictures are standardized before training.
     """
 
     name: str
     title: str
-    x_train: Pictures
-    y_train: Labels
-    x_test: Pictures
-    y_test: Labels
+    x_train: NDArray[Any]
+    y_train: NDArray[Any]
+    x_test: NDArray[Any]
+    y_test: NDArray[Any]
     classes: tuple[str, ...]
+    metric: str = "error"
+    scaled: bool = True
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a picture."""
-        _, channels, height, width = self.x_train.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample: channels, height and width of a picture."""
+        return self.x_train.shape[1:]
 
     @cached_property
     def sha256(self) -> str:
@@ -66,9 +69,11 @@ class Dataset:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def standardized(self) -> tuple[Pictures, Pictures]:
+    def standardized(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Training and test pictures less the training mean, over the training std, per channel."""
-        axes = (0, 2, 3)
+        if not self.scaled:
+            return self.x_train, self.x_test
+        axes = (0, *range(2, self.x_train.ndim))
         mean = self.x_train.mean(axes, dtype=np.float64, keepdims=True)
         std = self.x_train.std(axes, dtype=np.float64, keepdims=True)
         std[std == 0] = 1.0
@@ -96,7 +101,7 @@ def load(source: str | Path) -> Dataset:
     """
     if source == "fashion":
         with as_file(files("normalform.lab") / "data" / "fashion.npz") as path:
-            arrays = _read_npz(path)
+            arrays = read_npz(path)
         return _dataset("fashion", "Fashion-MNIST, 2,000 + 2,000 images", arrays)
     if source == "digits":
         return _dataset("digits", "scikit-learn's digits", _read_digits())
@@ -108,10 +113,11 @@ def load(source: str | Path) -> Dataset:
             f"data {str(source)!r}: no such file or folder; give fashion, digits, a .npz file "
             "or a folder with one subfolder of pictures a class"
         )
-    return _dataset(path.stem, path.name, _read_npz(path))
+    return _dataset(path.stem, path.name, read_npz(path))
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that holds a data set, with a split of its own or without."""
     wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
         if not zipfile.is_zipfile(path):
@@ -146,7 +152,7 @@ def _dataset(name: str, title: str, arrays: Mapping[str, NDArray[Any]]) -> Datas
     """Check the arrays and bring them into one form."""
     try:
         if "x" in arrays:
-            parts = _split(arrays["x"], arrays["y"])
+            parts = split(arrays["x"], arrays["y"])
         else:
             parts = {key: arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")}
         x_train, x_test = _pictures("x_train", parts), _pictures("x_test", parts)
@@ -156,13 +162,13 @@ def _dataset(name: str, title: str, arrays: Mapping[str, NDArray[Any]]) -> Datas
             )
         if x_train.min() == x_train.max():
             raise ValueError(f"all training pixels are {x_train.min():g}: nothing to learn from")
-        y_train, y_test, classes = _labels(parts, arrays.get("classes"))
+        y_train, y_test, classes = labels(parts, arrays.get("classes"))
     except ValueError as error:
         raise ValueError(f"data {name}: {error}") from None
     return Dataset(name, title, x_train, y_train, x_test, y_test, classes)
 
 
-def _split(x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def split(x: NDArray[Any], y: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """The first 70 % of each class, in an order shuffled once and for all, are for training."""
     if y.ndim != 1 or x.ndim < 1 or len(x) != len(y):
         raise ValueError(f"x has shape {x.shape} and y {y.shape}: y needs one label a picture")
@@ -199,9 +205,10 @@ def _pictures(key: str, parts: Mapping[str, NDArray[Any]]) -> Pictures:
     return pictures
 
 
-def _labels(
+def labels(
     parts: Mapping[str, NDArray[Any]], names: NDArray[Any] | None
 ) -> tuple[Labels, Labels, tuple[str, ...]]:
+    """The labels as indices, and the name of each class."""
     y_train, y_test = parts["y_train"], parts["y_test"]
     for key, y in (("y_train", y_train), ("y_test", y_test)):
         if y.dtype.kind not in "biufU" or (y.dtype.kind == "f" and np.any(y != np.floor(y))):

@@ -7,7 +7,7 @@ followed by a norm and ReLU, then the mean over positions and a linear layer. On
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,10 @@ class Network:
             height, width = -(-height // 2), -(-width // 2)
             found.append(Map(channels, height, width))
         return tuple(found)
+
+    def place(self, index: int) -> str:
+        """What to call the layer of this index."""
+        return f"conv{index + 1}"
 
     def last_map(self, height: int, width: int) -> str:
         """Size of the last maps as text: ``"4x4"``."""
@@ -96,14 +100,6 @@ class Probe(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
         return self.linear(x.mean((2, 3)))
-
-    def trace(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """What each convolution gives, and what its norm makes of it (the ReLU comes after)."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            before: Tensor = conv(x)
-            after: Tensor = norm(before)
-            yield before, after
-            x = F.relu(after)
 
 
 def initialize(network: Probe, rng: np.random.Generator) -> None:

@@ -14,9 +14,13 @@ from typing import Any
 from normalform.lab.arms import FAMILIES, SGD_BATCH, Arm, plan_arms
 from normalform.lab.data import Dataset
 from normalform.lab.environment import version
-from normalform.lab.networks import NETWORKS, STRIDE8
+from normalform.lab.fit import look
+from normalform.lab.models import OwnNetwork, own_network
+from normalform.lab.networks import NETWORKS, STRIDE8, Network
 from normalform.lab.records import FORMAT
-from normalform.lab.train import MOMENTUM, Run
+from normalform.lab.train import HELD_OUT, MOMENTUM, Run
+
+Networks = Network | OwnNetwork
 
 
 @dataclass(frozen=True)
@@ -24,30 +28,42 @@ class Options:
     """What ``normalform compare`` can be told. None means the default, which ``quick`` changes.
 
     Attributes:
-        data: see :func:`normalform.lab.data.load`.
+        data: see :func:`normalform.lab.data.load`, and for a model of the user's
+            :func:`normalform.lab.samples.take`.
+        model: the user's own network, see :mod:`normalform.lab.models`; None for the two here.
+        metric: ``error``, ``miou`` or ``mse``, see :mod:`normalform.lab.metrics`.
         quick: a look in half a minute: fewer seeds, epochs and batch sizes.
         seeds: how many; every arm is trained once with each.
         epochs: passes over the training set.
         nbs: normalization batch sizes.
         norms: what to compare: none, batch, layer, instance, group[:g], switch.
-        lr: learning rate at an SGD batch of 32.
+        lr: learning rate at an SGD batch of 32, or several, of which each run takes the best on a
+            part of the training samples.
         name: of the folder; by default the data's, with "-quick" where it applies.
         out: where the folder is made.
         workers: processes that train side by side; by default one a core, eight at most.
         command: what was typed, for the report.
+        here: train in this process, one run after the other.
+        quiet: print nothing.
+        report: write the report.
     """
 
-    data: str = "fashion"
+    data: Any = "fashion"
+    model: Any = None
+    metric: str = "error"
     quick: bool = False
     seeds: int | None = None
     epochs: int | None = None
     nbs: Sequence[int] | None = None
     norms: Sequence[str] | None = None
-    lr: float = 0.05
+    lr: float | Sequence[float] = 0.05
     name: str | None = None
     out: Path = Path("runs")
     workers: int | None = None
     command: str = ""
+    here: bool = False
+    quiet: bool = False
+    report: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Settings:
         nbs: normalization batch sizes.
         norms: norms as in the arms.
         lr: learning rate at an SGD batch of 32.
+        choices: several of them, of which each run takes the best.
     """
 
     seeds: int
@@ -70,6 +87,7 @@ class Settings:
     nbs: tuple[int, ...]
     norms: tuple[str, ...]
     lr: float
+    choices: tuple[float, ...] = ()
 
 
 DEFAULT = Settings(4, 2, 5, (32, 8, 2), FAMILIES, 0.05)
@@ -93,15 +111,18 @@ def settle(options: Options) -> Settings:
             raise ValueError(f"{name} {number}: at least 1 is needed")
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"workers {options.workers}: at least 1 is needed")
-    if not (math.isfinite(options.lr) and options.lr > 0):
-        raise ValueError(f"lr {options.lr}: the learning rate is a positive number")
+    rates = tuple(options.lr) if isinstance(options.lr, Sequence) else (options.lr,)
+    for lr in rates or (math.nan,):
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr {lr}: the learning rate is a positive number")
     return Settings(
         options.seeds or default.seeds,
         (options.seeds or default.small_batch_seeds) if default.small_batch_seeds else 0,
         options.epochs or default.epochs,
         default.nbs if options.nbs is None else tuple(options.nbs),
         default.norms if options.norms is None else tuple(options.norms),
-        options.lr,
+        rates[0],
+        rates if len(rates) > 1 else (),
     )
 
 
@@ -111,13 +132,17 @@ def folder_of(options: Options, data: Dataset) -> Path:
     Raises:
         ValueError: the name is not one for a folder.
     """
-    name = options.name if options.name is not None else data.name + "-quick" * options.quick
+    name = options.name
+    if name is None:
+        name = data.name + "-quick" * options.quick
+        if options.model is not None:
+            name = f"{_plain(own_network(options.model, 1).name)}-{name}"
     if not name or name != Path(name).name or name in (".", ".."):
         raise ValueError(f"name {name!r} is not a folder's name; --out says where it is made")
     return options.out / name
 
 
-def plan_runs(settings: Settings, arms: Sequence[Arm]) -> list[Run]:
+def plan_runs(settings: Settings, arms: Sequence[Arm], networks: Sequence[Networks]) -> list[Run]:
     """All runs, seeds outermost: an interrupted comparison has whole pairs.
 
     Within a seed the long runs come first, so that no worker is left with one at the end.
@@ -126,8 +151,8 @@ def plan_runs(settings: Settings, arms: Sequence[Arm]) -> list[Run]:
     for seed in range(max(settings.seeds, settings.small_batch_seeds)):
         arms_now = [arm for arm in arms if seed < seeds_of(arm, settings)]
         pairs = [
-            Run(network, arm, seed, settings.epochs, settings.lr)
-            for network in NETWORKS
+            Run(network, arm, seed, settings.epochs, settings.lr, settings.choices)
+            for network in networks
             for arm in arms_now
         ]
         runs += sorted(pairs, key=cost, reverse=True)
@@ -146,7 +171,8 @@ def cost(run: Run) -> float:
     """
     per_step = {"none": 1.0, "switch": 4.5}.get(run.arm.norm, 3.0)
     small = 1 if run.arm.sgd_batch == SGD_BATCH else 0.5 * SGD_BATCH / run.arm.sgd_batch
-    return per_step * small * (1.0 if run.network == STRIDE8 else 1.5)
+    trainings = 1 + len(run.choices)
+    return trainings * per_step * small * (1.0 if run.network == STRIDE8 else 1.5)
 
 
 def run_id(run: Run, data: Dataset) -> str:
@@ -159,32 +185,49 @@ def run_id(run: Run, data: Dataset) -> str:
         "normalform": version("normalform"),
         "torch": version("torch"),
         "data": data.sha256,
-        "network": run.network.widths,
+        "network": _identity(run.network),
         "arm": (run.arm.norm, run.arm.nbs, run.arm.sgd_batch),
         "seed": run.seed,
         "epochs": run.epochs,
         "lr": run.lr,
         "momentum": MOMENTUM,
+        **({"choices": run.choices} if run.choices else {}),
+        **({"metric": data.metric} if data.metric != "error" else {}),
+        **({} if data.scaled else {"scaled": False}),
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-    arm = re.sub(r"[^a-z0-9]+", "-", run.arm.label.lower())
-    return f"{run.network.name}_{arm}_s{run.seed}_{digest}"
+    arm = _plain(run.arm.label.lower())
+    return f"{_plain(run.network.name)}_{arm}_s{run.seed}_{digest}"
+
+
+def _plain(name: str) -> str:
+    """A name as it may stand in that of a file."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+
+
+def _identity(network: Networks) -> object:
+    """What a network is, apart from how it is called."""
+    if isinstance(network, OwnNetwork):
+        return network.fingerprint, network.source if isinstance(network.source, str) else ""
+    return network.widths
 
 
 def describe(
     settings: Settings, arms: Sequence[Arm], runs: Mapping[str, Run], data: Dataset, name: str
 ) -> dict[str, Any]:
     """The content of run.json, dates apart."""
-    channels, height, width = data.shape
+    own = [run.network for run in runs.values() if isinstance(run.network, OwnNetwork)][:1]
+    size = data.shape[1:]
     return {
         "name": name,
+        "metric": data.metric,
         "data": {
             "name": data.name,
             "title": data.title,
             "sha256": data.sha256,
             "train": len(data.x_train),
             "test": len(data.x_test),
-            "shape": [channels, height, width],
+            "shape": list(data.shape),
             "classes": list(data.classes),
         },
         "config": {
@@ -194,17 +237,19 @@ def describe(
             "nbs": list(settings.nbs),
             "norms": list(settings.norms),
             "lr": settings.lr,
+            "choices": list(settings.choices),
             "momentum": MOMENTUM,
             "sgd_batch": SGD_BATCH,
         },
         "networks": [
             {
                 "name": network.name,
-                "title": network.title(height, width),
-                "widths": list(network.widths),
-                "last_map": network.last_map(height, width),
+                "title": network.title(*size),
+                "widths": [shape[0] for shape in network.maps(*size)],
+                "last_map": network.last_map(*size),
+                "own": isinstance(network, OwnNetwork),
             }
-            for network in NETWORKS
+            for network in own or NETWORKS
         ],
         "arms": [
             {"label": arm.label, "norm": arm.norm, "nbs": arm.nbs, "sgd_batch": arm.sgd_batch}
@@ -214,22 +259,37 @@ def describe(
     }
 
 
-def planned(settings: Settings, data: Dataset) -> tuple[tuple[Arm, ...], dict[str, Run]]:
+def planned(
+    settings: Settings, data: Dataset, model: Any = None
+) -> tuple[tuple[Arm, ...], dict[str, Run]]:
     """The arms and the runs by id.
 
+    Args:
+        settings: what to do.
+        data: on what.
+        model: the user's own network; None for the two probe networks.
+
     Raises:
-        ValueError: a norm or batch size is not one to compare, or does not fit the networks.
+        ValueError: a norm or batch size is not one to compare, or does not fit the networks, or the
+            data do not.
+        ImportError: the model cannot be imported.
     """
     arms = plan_arms(settings.norms, settings.nbs)
     arms = tuple(arm for arm in arms if seeds_of(arm, settings))
-    _, height, width = data.shape
+    fewest = SGD_BATCH * HELD_OUT // (HELD_OUT - 1)
+    if settings.choices and len(data.x_train) < fewest:
+        raise ValueError(
+            f"data {data.name} has {len(data.x_train)} samples to train on; to choose a learning "
+            f"rate on a part of them at least {fewest} are needed"
+        )
+    networks = NETWORKS if model is None else (look(model, arms, data),)
     for arm in arms:
-        for network in NETWORKS:
+        for network in networks:
             try:
-                arm.values(network, height, width)
+                arm.values(network, *data.shape[1:])
             except ValueError as error:
-                widths = "-".join(map(str, network.widths))
+                widths = "-".join(str(shape[0]) for shape in network.maps(*data.shape[1:]))
                 raise ValueError(
                     f"norm {arm.norm} does not fit {widths} channels: {error}"
                 ) from None
-    return arms, {run_id(run, data): run for run in plan_runs(settings, arms)}
+    return arms, {run_id(run, data): run for run in plan_runs(settings, arms, networks)}

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from normalform.lab.metrics import capital, metric_named
 from normalform.lab.plan import cost
 from normalform.lab.records import RunFolder
 from normalform.lab.rows import Row
@@ -76,11 +77,13 @@ class Progress:
 def results_table(run: RunFolder) -> Table:
     """Test error of every arm on both networks, side by side."""
     config, networks = run.meta["config"], run.meta["networks"]
-    table = Table(title=f"Test error in % on {run.meta['data']['title']}", caption_justify="left")
+    metric = metric_named(run.meta.get("metric", "error"))
+    said = capital(metric.axis.replace(", %", " in %"))
+    table = Table(title=f"{said} on {run.meta['data']['title']}", caption_justify="left")
     table.add_column("norm, NBS", no_wrap=True)
     for network in networks:
-        widths = "-".join(map(str, network["widths"]))
-        table.add_column(f"{widths}\nlast map {network['last_map']}", justify="right", no_wrap=True)
+        head = network["name"] if network.get("own") else "-".join(map(str, network["widths"]))
+        table.add_column(f"{head}\nlast map {network['last_map']}", justify="right", no_wrap=True)
         table.add_column("n", justify="right")
     table.add_column("seeds", justify="right")
     for arm in run.meta["arms"]:
@@ -95,6 +98,9 @@ def results_table(run: RunFolder) -> Table:
         f"Mean ± standard deviation over seeds, {config['epochs']} epochs. NBS: samples that share "
         "statistics. n: the fewest values behind a mean in any layer (switch: in its batch branch)."
     )
+    if config.get("choices"):
+        rates = ", ".join(f"{lr:g}" for lr in config["choices"])
+        said += f" Learning rate: of {rates} each run took the best on training data held out."
     reasons = dict.fromkeys(
         f"{row.arm}, last map {row.last_map}: {row.status}, {row.reason}."
         for row in run.rows
@@ -110,16 +116,20 @@ def error_cell(rows: Sequence[Row]) -> str:
         return "not run"
     if rows[0].status == "impossible":
         return "impossible"
+    metric = metric_named(rows[0].metric)
     errors = [
-        100 * row.test_error for row in rows if row.status == "ok" and row.test_error is not None
+        metric.scale * row.test_error
+        for row in rows
+        if row.status == "ok" and row.test_error is not None
     ]
     diverged = (
         f"{len(rows) - len(errors)} of {len(rows)} diverged" if len(errors) < len(rows) else ""
     )
     if not errors:
         return diverged
-    spread = f" ± {statistics.stdev(errors):.1f}" if len(errors) > 1 else ""
-    return f"{statistics.mean(errors):.1f}{spread}" + (f" ({diverged})" if diverged else "")
+    form = ".1f" if metric.percent else ".3g"
+    spread = f" ± {statistics.stdev(errors):{form}}" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):{form}}{spread}" + (f" ({diverged})" if diverged else "")
 
 
 def _rows_of(run: RunFolder, network: Mapping[str, Any], arm: Mapping[str, Any]) -> list[Row]:

@@ -187,7 +187,8 @@ def _read_details(folder: Path, run_id: str) -> tuple[Row, dict[str, NDArray[Any
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-        row = Row(**json.loads(str(arrays.pop("row"))))
+        known: dict[str, Any] = {"metric": "error"}  # of rows that were written without it
+        row = Row(**(known | json.loads(str(arrays.pop("row")))))
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is missing or damaged; run again to repeat the run") from None
     if row.run_id != run_id:

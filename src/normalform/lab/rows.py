@@ -17,7 +17,9 @@ class Row:
     Attributes:
         run_id: made of everything that decides the result; equal ids, equal runs.
         data: name of the data set.
-        network: ``stride8`` or ``stride32``.
+        metric: what is measured: ``error``, ``miou`` (as 1 - mIoU, so that less is better) or
+            ``mse``.
+        network: ``stride8`` or ``stride32``, or the user's own.
         last_map: size of the last maps, ``4x4``.
         arm: label of the arm, ``batch 8``.
         norm: the norm, ``batch``.
@@ -25,12 +27,12 @@ class Row:
         sgd_batch: samples in a gradient step.
         seed: runs of equal network and seed start with equal weights and see equal batches.
         epochs: passes over the training set.
-        lr: the learning rate at the start.
+        lr: the learning rate at the start, the chosen one where several were tried.
         status: ``ok``, ``diverged`` or ``impossible``.
         reason: why it is not ok.
-        test_error: with running statistics, after the last epoch.
+        test_error: the metric, with running statistics, after the last epoch.
         test_error_recalibrated: with running statistics measured anew over the training set.
-        train_error: mean over the steps of the last epoch, batch statistics.
+        train_error: the metric over the steps of the last epoch, batch statistics.
         train_loss: likewise.
         seconds: of training and measuring.
         train_images: size of the training set.
@@ -51,6 +53,7 @@ class Row:
 
     run_id: str
     data: str
+    metric: str
     network: str
     last_map: str
     arm: str
@@ -124,7 +127,8 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def _row(cells: Mapping[str, str]) -> Row:
-    values: dict[str, Any] = {name: _parse(kind, cells[name]) for name, kind in _FIELDS.items()}
+    known = {"metric": "error", **cells}  # all that a table without the column can hold
+    values: dict[str, Any] = {name: _parse(kind, known[name]) for name, kind in _FIELDS.items()}
     return Row(**values)
 
 

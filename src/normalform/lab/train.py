@@ -8,24 +8,27 @@ as the training set holds, in every arm.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from normalform.lab.activations import Recorder
 from normalform.lab.arms import SGD_BATCH, Arm
 from normalform.lab.data import Dataset
+from normalform.lab.metrics import loss, scores, tally
+from normalform.lab.models import OwnModel, OwnNetwork, seeded
 from normalform.lab.networks import Network, Probe, initialize
 
 MOMENTUM = 0.9
 TEST_BATCH = 100  # small enough for the cache
+HELD_OUT = 5  # every fifth training sample chooses the learning rate, where there is a choice
 _INIT, _ORDER = range(2)  # random streams of a seed
 
 
@@ -34,18 +37,21 @@ class Run:
     """What is to be trained: everything that decides the result, the data apart.
 
     Attributes:
-        network: one of the probe networks.
+        network: one of the probe networks, or the user's own.
         arm: the norm and its batch sizes.
         seed: fixes initial weights and order.
         epochs: passes over the training set.
         lr: the learning rate at an SGD batch of 32; smaller batches scale it down linearly.
+        choices: learning rates of which the run takes the best, see :func:`choose`; none where
+            ``lr`` is fixed.
     """
 
-    network: Network
+    network: Network | OwnNetwork
     arm: Arm
     seed: int
     epochs: int
     lr: float
+    choices: tuple[float, ...] = ()
 
     @property
     def peak_lr(self) -> float:
@@ -69,18 +75,34 @@ class Outcome:
     train_loss: float | None = None
     seconds: float = 0.0
     parameters: int | None = None
+    lr: float | None = None
     details: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
 
 
 class Images:
-    """A data set as tensors, standardized by its training part."""
+    """A data set as tensors, standardized by its training part where it is of pictures."""
 
     def __init__(self, data: Dataset) -> None:
         x_train, x_test = data.standardized()
         self.x_train, self.y_train = torch.as_tensor(x_train), torch.as_tensor(data.y_train)
         self.x_test, self.y_test = torch.as_tensor(x_test), torch.as_tensor(data.y_test)
-        self.channels, self.height, self.width = data.shape
+        self.shape = data.shape
         self.classes = len(data.classes)
+        self.metric = data.metric
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of a picture; whatever follows the channels."""
+        return self.shape[1:]
+
+    def held_out(self) -> Images:
+        """The training part alone, with every fifth sample of it in the place of the test part."""
+        order = torch.as_tensor(np.random.default_rng(0).permutation(len(self.x_train)))
+        last, rest = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT > 0]
+        found = copy.copy(self)
+        found.x_train, found.y_train = self.x_train[rest], self.y_train[rest]
+        found.x_test, found.y_test = self.x_train[last], self.y_train[last]
+        return found
 
 
 def train(run: Run, images: Images, progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -96,48 +118,93 @@ def train(run: Run, images: Images, progress: Callable[[], None] = lambda: None)
         a norm that would have one value behind its statistics has the status "impossible".
     """
     started = time.perf_counter()
-    reason = run.arm.impossible(run.network, images.height, images.width)
+    reason = run.arm.impossible(run.network, *images.size)
     if reason is not None:
-        return Outcome("impossible", reason)
+        return Outcome("impossible", reason, lr=run.peak_lr)
+    chosen, tried = choose(run, images, progress)
+    with seeded(run.seed):
+        outcome = _train(chosen, images, progress)
+    details = outcome.details | ({"lr_scores": np.array(tried)} if tried else {})
+    return replace(outcome, seconds=time.perf_counter() - started, details=details)
+
+
+def choose(
+    run: Run, images: Images, progress: Callable[[], None] = lambda: None
+) -> tuple[Run, list[float]]:
+    """The run with the best of its learning rates, and how each did.
+
+    Every rate trains a network of this arm and seed on four fifths of the training samples and is
+    judged on the last fifth; the test part has no say. The first of equals wins.
+    """
+    if not run.choices:
+        return run, []
+    part, tried = images.held_out(), list[float]()
+    for lr in run.choices:
+        with seeded(run.seed):
+            tried.append(_try(replace(run, lr=lr, choices=()), part, progress))
+    best = run.choices[int(np.argmin(tried))]
+    return replace(run, lr=best, choices=()), tried
+
+
+def _try(run: Run, images: Images, progress: Callable[[], None]) -> float:
+    """The metric after training; infinite where it diverged."""
+    network = build(run, images)
+    for mean_loss, _ in epochs(run, network, images):
+        if not math.isfinite(mean_loss):
+            return math.inf
+        progress()
+    value = float(judge(network, images).mean())
+    return value if math.isfinite(value) else math.inf
+
+
+def _train(run: Run, images: Images, progress: Callable[[], None]) -> Outcome:
     reason = ""
     network = build(run, images)
     recorder = Recorder(run.arm, run.network, images.x_train)
     recorder.record(network)
     losses, errors, tests = (np.full(run.epochs, np.nan) for _ in range(3))
-    right = np.empty(0, bool)
-    for epoch, (loss, error) in enumerate(epochs(run, network, images)):
-        right = correct(network, images)
-        if not math.isfinite(loss):
-            reason = f"the loss became {loss} in epoch {epoch + 1} of {run.epochs}"
+    wrong = np.empty(0)
+    for epoch, (mean_loss, error) in enumerate(epochs(run, network, images)):
+        wrong = judge(network, images)
+        if not math.isfinite(mean_loss):
+            reason = f"the loss became {mean_loss} in epoch {epoch + 1} of {run.epochs}"
             break
-        losses[epoch], errors[epoch], tests[epoch] = loss, error, (~right).mean()
+        losses[epoch], errors[epoch], tests[epoch] = mean_loss, error, wrong.mean()
         recorder.record(network)
         progress()
+    finite = bool(np.isfinite(wrong).all())
     return Outcome(
         "diverged" if reason else "ok",
         reason,
-        test_error=float((~right).mean()),
+        test_error=float(wrong.mean()) if finite else None,
         test_error_recalibrated=None if reason else recalibrated_error(run, network, images),
         train_error=float(errors[-1]),
         train_loss=float(losses[-1]),
-        seconds=time.perf_counter() - started,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
+        lr=run.peak_lr,
         details={
             "train_loss": losses,
             "train_error": errors,
             "test_error": tests,
-            "correct": right,
+            **(_verdicts(images.metric, wrong) if finite else {}),
             **recorder.arrays(run.epochs),
         },
     )
 
 
-def build(run: Run, images: Images) -> Probe:
+def _verdicts(metric: str, wrong: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """What each test sample counts, as it is kept."""
+    return {"correct": wrong == 0} if metric == "error" else {"scores": wrong}
+
+
+def build(run: Run, images: Images) -> Probe | OwnModel:
     """The run's network with its initial weights."""
+    if isinstance(run.network, OwnNetwork):
+        return run.network.build(run.arm, run.seed)
     network = Probe(
         run.network.widths,
         run.arm.norm_layer(),
-        images.channels,
+        images.shape[0],
         images.classes,
         bias=run.arm.norm == "none",
     )
@@ -158,39 +225,45 @@ def batches(run: Run, images: Images) -> Iterator[torch.Tensor]:
         yield torch.as_tensor(order).reshape(-1, run.arm.sgd_batch)
 
 
-def epochs(run: Run, network: Probe, images: Images) -> Iterator[tuple[float, float]]:
-    """Train; after each epoch give the mean training loss and error of its steps."""
+def epochs(run: Run, network: Probe | OwnModel, images: Images) -> Iterator[tuple[float, float]]:
+    """Train; after each epoch give the mean training loss and metric of its steps."""
     optimizer = torch.optim.SGD(network.parameters(), lr=run.peak_lr, momentum=MOMENTUM)
     step = 0
     for order in batches(run, images):
         network.train()
-        loss_sum, wrong = 0.0, 0
+        loss_sum, tallies = 0.0, list[NDArray[np.float64]]()
         for batch in order.unbind():
             progress = step / (len(order) * run.epochs)
             optimizer.param_groups[0]["lr"] = run.peak_lr * (1 + math.cos(math.pi * progress)) / 2
-            labels = images.y_train[batch]
-            logits = network(images.x_train[batch])
-            loss = F.cross_entropy(logits, labels)
+            y = images.y_train[batch]
+            outputs = network(images.x_train[batch])
+            value = loss(images.metric, outputs, y)
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(value)
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-            loss_sum += loss.item()
-            wrong += int((logits.argmax(1) != labels).sum())
+            loss_sum += value.item()
+            tallies.append(tally(images.metric, outputs.detach(), y))
             step += 1
-        yield loss_sum / len(order), wrong / order.numel()
+        yield loss_sum / len(order), float(scores(images.metric, tallies).mean())
 
 
-def correct(network: Probe, images: Images) -> NDArray[np.bool_]:
-    """Which test images the network gets right, with running statistics; NaN logits are wrong."""
+def judge(network: Probe | OwnModel, images: Images) -> NDArray[np.float64]:
+    """What each test sample counts, less is better, with running statistics; 1 for a wrong label.
+
+    The mean is the metric, see :func:`normalform.lab.metrics.scores`.
+    """
     network.eval()
     with torch.no_grad():
-        starts = range(0, len(images.x_test), TEST_BATCH)
-        logits = torch.cat([network(images.x_test[i : i + TEST_BATCH]) for i in starts])
-    right = (logits.argmax(1) == images.y_test) & logits.isfinite().all(1)
-    return right.numpy()
+        tallies = [
+            tally(images.metric, network(x), y)
+            for x, y in zip(
+                images.x_test.split(TEST_BATCH), images.y_test.split(TEST_BATCH), strict=True
+            )
+        ]
+    return scores(images.metric, tallies)
 
 
-def recalibrated_error(run: Run, network: Probe, images: Images) -> float | None:
+def recalibrated_error(run: Run, network: Probe | OwnModel, images: Images) -> float | None:
     """Test error after the running statistics are measured anew, or None where there are none.
 
     They become plain averages over one pass of the training set instead of a moving average of the
@@ -207,4 +280,4 @@ def recalibrated_error(run: Run, network: Probe, images: Images) -> float | None
     with torch.no_grad():
         for batch in next(batches(run, images)).unbind():
             network(images.x_train[batch])
-    return float((~correct(network, images)).mean())
+    return float(judge(network, images).mean())

@@ -73,6 +73,26 @@ def train_all(runs: Mapping[str, Run], data: Dataset, workers: int) -> Iterator[
             process.join()
 
 
+def train_here(runs: Mapping[str, Run], data: Dataset) -> Iterator[Epoch | Done]:
+    """Train the runs in their order in this process, with the same bits as in a worker."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    images = Images(data)
+    for run_id, run in runs.items():
+        _prepare()
+        try:
+            outcome = train(run, images)
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+        yield Done(run_id, outcome)
+
+
+def _prepare() -> None:
+    """One thread, and no operation that could give other bits the next time."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
 def _start(data: Dataset) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
     ours, theirs = context.Pipe()
@@ -106,8 +126,7 @@ def _receive(connection: Connection, run_id: str, process: BaseProcess) -> Epoch
 def _work(connection: Connection, data: Dataset) -> None:
     """The life of a worker: until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    _prepare()
     images = Images(data)
     try:
         while True:

@@ -6,24 +6,28 @@ import base64
 from collections.abc import Iterator
 from statistics import mean
 
+from normalform.lab.metrics import Metric
 from normalform.lab.records import Row
 from normalform.lab.report import words
 from normalform.lab.report.findings import Arm, Findings
 from normalform.lab.report.markup import table, text
 
-_HEAD = (
-    "arm",
-    "seeds",
-    "test error, %",
-    "95 % interval",
-    "seeds from, to",
-    "recalibrated, %",
-    "training error, %",
-    "training loss",
-    "fewest values a mean",
-    "seconds a run",
-    "note",
-)
+
+def _head(metric: Metric) -> tuple[str, ...]:
+    return (
+        "arm",
+        "seeds",
+        metric.axis,
+        "95 % interval",
+        "seeds from, to",
+        f"recalibrated{', %' * metric.percent}",
+        metric.training_axis,
+        "training loss",
+        "learning rate",
+        "fewest values a mean",
+        "seconds a run",
+        "note",
+    )
 
 
 def numbers(findings: Findings) -> str:
@@ -31,7 +35,12 @@ def numbers(findings: Findings) -> str:
     raw = (findings.folder / "results.csv").read_bytes()
     link = f"data:text/csv;base64,{base64.b64encode(raw).decode()}"
     tables = "".join(
-        table(f"Network that ends at {n.ends}", _HEAD, [_cells(a) for a in n.arms], "noted")
+        table(
+            f"{words.capital(n.called)}",
+            _head(findings.metric),
+            [_cells(a) for a in n.arms],
+            "noted",
+        )
         for n in findings.networks
     )
     caption = (
@@ -49,16 +58,19 @@ def numbers(findings: Findings) -> str:
 def _cells(arm: Arm) -> list[str]:
     found, errors = arm.estimate, list(arm.errors.values())
     fewest = next((r.values_per_statistic_min for r in arm.rows.values()), None)
-    interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
+    number = _percent if arm.metric.percent else _plain
+    interval = f"{number(found.low)} to {number(found.high)}" if found else ""
+    rates = dict.fromkeys(f"{r.lr:g}" for r in arm.rows.values() if r.status != "impossible")
     return [
         text(arm.label),
         f"{len(arm.rows)} of {arm.planned}",
-        _percent(arm.mean_error) if errors else "",
+        number(arm.mean_error) if errors else "",
         interval,
-        f"{_percent(min(errors))} to {_percent(max(errors))}" if errors else "",
-        _average(arm, "test_error_recalibrated", percent=True),
-        _average(arm, "train_error", percent=True),
+        f"{number(min(errors))} to {number(max(errors))}" if errors else "",
+        _average(arm, "test_error_recalibrated", percent=arm.metric.percent),
+        _average(arm, "train_error", percent=arm.metric.percent),
         _average(arm, "train_loss", percent=False),
+        ", ".join(rates),
         "" if fewest is None else f"{fewest:,}",
         f"{mean(r.seconds for r in arm.rows.values()):.1f}" if errors else "",
         text(_note(arm)),
@@ -67,6 +79,10 @@ def _cells(arm: Arm) -> list[str]:
 
 def _percent(fraction: float) -> str:
     return f"{100 * min(max(fraction, 0), 1):.1f}"
+
+
+def _plain(value: float) -> str:
+    return f"{max(value, 0):.3g}"
 
 
 def _average(arm: Arm, field: str, *, percent: bool) -> str:
@@ -105,6 +121,11 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "data", f"{meta['data']['title']} (sha256 {meta['data']['sha256'][:12]})"
     yield "networks", "; ".join(network.title for network in findings.networks)
     settings = f"SGD with momentum {config['momentum']:g}, learning rate {config['lr']:g}"
+    if config.get("choices"):
+        settings = (
+            f"SGD with momentum {config['momentum']:g}, learning rate of each run the best of "
+            f"{words.listed(config['choices'])}, found on a fifth of the training samples"
+        )
     steps = f"{config['epochs']} epochs, steps of {config['sgd_batch']} images"
     yield "training", f"{settings}, {steps}"
     yield "seeds", ", ".join(map(str, config["seeds"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from normalform.lab.metrics import capital
 from normalform.lab.report import histories, series, style
 from normalform.lab.report.canvas import Canvas, Chart, filtered, log, matches, span
-from normalform.lab.report.findings import Network
+from normalform.lab.report.findings import Findings, Network
 from normalform.lab.report.series import Column
 
 try:
@@ -27,7 +29,11 @@ def error(canvas: Canvas, network: Network) -> Chart:
     y = alt.Y(
         "error:Q",
         scale=log([r["error"] for r in canvas.data["dots"]]),
-        axis=alt.Axis(title="Test error, % (log scale)", values=_TICKS, ticks=False),
+        axis=alt.Axis(
+            title=f"{capital(canvas.findings.metric.axis)} (log scale)",
+            ticks=False,
+            **_ticks(canvas.findings),
+        ),
     )
     means = canvas.base("means", network=network.name)
     points = means.transform_filter("isValid(datum.error)")
@@ -49,7 +55,7 @@ def error(canvas: Canvas, network: Network) -> Chart:
         .mark_text(angle=270, fontStyle="italic", opacity=0.8)
         .encode(x=x, y=alt.value(_HIGH / 2), text="note:N"),
     )
-    return canvas.finish(chart, _HIGH, f"Ends at {network.ends}")
+    return canvas.finish(chart, _HIGH, f"{network.heading}")
 
 
 def _places_axis(places: list[Column], width: int | None) -> alt.Axis:
@@ -92,11 +98,14 @@ def differences(canvas: Canvas, network: Network) -> Chart:
     answered = [r for r in canvas.data["differences"] if "mean" in r]
     ends = [abs(record[end]) for record in answered for end in ("low", "high", "seen")]
     reach = 1.15 * max(ends, default=1)
+    metric = canvas.findings.metric
     scale = alt.Scale(type="symlog", constant=1, domain=[-reach, reach], nice=False)
-    ticks = [p for p in _POINTS if abs(p) <= reach]
-    axis = alt.Axis(
-        title="Points of error: left fewer, right more", values=ticks, ticks=False, grid=True
-    )
+    title = f"Points of {metric.quantity}: left fewer, right more"
+    ticks: dict[str, Any] = {"values": [p for p in _POINTS if abs(p) <= reach]}
+    if not metric.percent:
+        scale, ticks = span(-reach, reach), {"tickCount": 5}
+        title = f"Difference of {metric.quantity}: left less, right more"
+    axis = alt.Axis(title=title, ticks=False, grid=True, **ticks)
     x = alt.X("mean:Q", scale=scale, axis=axis)
     y = alt.Y(
         "contrast:N",
@@ -120,7 +129,7 @@ def differences(canvas: Canvas, network: Network) -> Chart:
         .encode(x=alt.X(datum=0, scale=scale, axis=axis), y=y, text="note:N"),
     )
     height = 26 * max(len(own), 1)
-    return canvas.finish(chart, height, f"Ends at {network.ends}")
+    return canvas.finish(chart, height, f"{network.heading}")
 
 
 def curve(canvas: Canvas, quantity: str) -> Chart:
@@ -130,7 +139,7 @@ def curve(canvas: Canvas, quantity: str) -> Chart:
     y = alt.Y(
         f"{quantity}:Q",
         scale=log([r[quantity] for r in canvas.data["curves"]]),
-        axis=alt.Axis(title=None, values=_TICKS, ticks=False, labelOverlap=True),
+        axis=alt.Axis(title=None, ticks=False, labelOverlap=True, **_ticks(canvas.findings)),
     )
     shown = canvas.base("curves", network="@network").transform_filter(
         f"isValid(datum.{quantity}) && datum.{quantity} > 0"
@@ -194,14 +203,14 @@ def blend(canvas: Canvas, network: Network) -> Chart:
         )
     )
     layered = alt.layer(bars, sizes)
-    title = f"Ends at {network.ends}: weights of the @kind"
+    title = f"{network.heading}: weights of the @kind"
     return canvas.finish(layered, _MIDDLE, title, epoch=epochs)
 
 
 def activation(canvas: Canvas, quantity: str) -> Chart:
     """A property of the activations of ``@layer`` of ``@network`` over training, a line an arm."""
     epochs = canvas.findings.meta["config"]["epochs"]
-    percent = quantity in histories.PERCENT
+    percent = quantity in histories.percent_kinds(canvas.findings)
     values = [r.get(quantity) for r in canvas.data["activations"]]
     scale = alt.Scale(domain=[0, 100], nice=False) if percent else log(values)
     ticks = [0, 25, 50, 75, 100] if percent else _TICKS
@@ -223,6 +232,11 @@ def activation(canvas: Canvas, quantity: str) -> Chart:
         *_hover(canvas, lines, x, y),
     )
     return canvas.finish(chart, _LOW, "layer @layer")
+
+
+def _ticks(findings: Findings) -> dict[str, Any]:
+    """Where a logarithmic axis of the metric has its labels: chosen for percent, else by Vega."""
+    return {"values": _TICKS} if findings.metric.percent else {"tickCount": 5, "format": "~g"}
 
 
 def _hover(canvas: Canvas, chart: Chart, x: alt.X, y: alt.Y) -> list[Chart]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalform.lab.metrics import METRICS, Metric, metric_named
 from normalform.lab.records import Row, RunFolder, read
 from normalform.lab.statistics import Estimate, crossed_mean, paired_difference
 
@@ -30,6 +31,7 @@ class Arm:
         rows: its finished runs, by seed.
         details: what the runs recorded, by seed.
         planned: how many runs the plan has.
+        metric: what is measured.
     """
 
     label: str
@@ -40,6 +42,7 @@ class Arm:
     rows: Mapping[int, Row]
     details: Mapping[int, Details]
     planned: int
+    metric: Metric = METRICS["error"]
 
     @property
     def key(self) -> str:
@@ -53,7 +56,7 @@ class Arm:
 
     @cached_property
     def errors(self) -> dict[int, float]:
-        """Test error by seed, as a fraction, of the runs that have one."""
+        """The test error, or what else is measured, by seed, of the runs that have one."""
         return {s: r.test_error for s, r in self.rows.items() if r.test_error is not None}
 
     @property
@@ -78,13 +81,15 @@ class Arm:
         return next((d["values"] for d in self.details.values() if "values" in d), None)
 
     def wrong(self, seeds: Sequence[int]) -> NDArray[Any]:
-        """1 where a test image is misclassified, shape (seeds, images)."""
-        return np.stack([~self.details[s]["correct"].astype(bool) for s in seeds]).astype(float)
+        """What each test image counts, 1 where it is misclassified, shape (seeds, images)."""
+        found = (self.details[s] for s in seeds)
+        return np.stack([d["scores"] if "scores" in d else 1.0 - d["correct"] for d in found])
 
     @cached_property
     def judged(self) -> list[int]:
         """The seeds whose verdict on every test image is recorded."""
-        return sorted(s for s in self.errors if "correct" in self.details.get(s, {}))
+        verdicts = {"correct", "scores"}
+        return sorted(s for s in self.errors if verdicts & set(self.details.get(s, {})))
 
     @cached_property
     def estimate(self) -> Estimate | None:
@@ -101,19 +106,31 @@ class Arm:
 
 @dataclass(frozen=True)
 class Network:
-    """One probe network and the arms trained in it.
+    """A network and the arms trained in it.
 
     Attributes:
         name: what the records call it.
         title: widths, stride and last map.
         ends: what to call it: its last map, with its widths where two end alike.
         arms: in the order to show them.
+        own: it is the user's, not one of the two probe networks.
     """
 
     name: str
     title: str
     ends: str
     arms: tuple[Arm, ...]
+    own: bool = False
+
+    @property
+    def heading(self) -> str:
+        """What to call it above its part of the page."""
+        return self.name if self.own else f"Ends at {self.ends}"
+
+    @property
+    def called(self) -> str:
+        """What to call it inside a sentence."""
+        return f"network {self.name}" if self.own else f"network that ends at {self.ends}"
 
     def select(self, stem: str, nbs: int | None = None) -> list[Arm]:
         """The arms of a norm, whatever its number, at a normalization batch size."""
@@ -124,8 +141,13 @@ class Network:
         """What to call each layer: its channels and its map."""
         for arm in self.arms:
             for recorded in arm.details.values():
-                shapes = zip(recorded["channels"], recorded["maps"], strict=True)
-                return [f"{c} channels, {h}x{w}" for c, (h, w) in shapes]
+                maps = ["x".join(map(str, np.atleast_1d(m))) for m in recorded["maps"]]
+                found = [
+                    f"{c} channels, {m}" for c, m in zip(recorded["channels"], maps, strict=True)
+                ]
+                if not self.own:
+                    return found
+                return [f"{p}: {text}" for p, text in zip(recorded["places"], found, strict=True)]
         return []
 
 
@@ -146,6 +168,21 @@ class Findings:
     networks: tuple[Network, ...]
     nbs: tuple[int, ...]
     damaged: tuple[str, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return metric_named(self.meta.get("metric", "error"))
+
+    @property
+    def samples(self) -> str:
+        """What to call the data: images, or samples where they have another shape."""
+        return "images" if len(self.meta["data"]["shape"]) == 3 else "samples"
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is the user's."""
+        return any(network.own for network in self.networks)
 
     @property
     def rows(self) -> list[Row]:
@@ -196,7 +233,8 @@ def _network(run: RunFolder, entry: Mapping[str, Any], details: Mapping[str, Det
     ends = entry["last_map"]
     if [other["last_map"] for other in run.meta["networks"]].count(ends) > 1:
         ends += f" ({'-'.join(map(str, entry['widths']))})"
-    return Network(entry["name"], entry["title"], ends, tuple(a for a in arms if a.planned))
+    own = bool(entry.get("own"))
+    return Network(entry["name"], entry["title"], ends, tuple(a for a in arms if a.planned), own)
 
 
 def _arm(
@@ -214,4 +252,5 @@ def _arm(
         rows=dict(sorted(own.items())),
         details={s: details[r.run_id] for s, r in own.items() if r.run_id in details},
         planned=len(config["seeds"] if usual else config.get("small_batch_seeds", config["seeds"])),
+        metric=metric_named(run.meta.get("metric", "error")),
     )

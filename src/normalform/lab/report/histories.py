@@ -8,22 +8,40 @@ from typing import Any
 
 import numpy as np
 
+from normalform.lab.metrics import capital
 from normalform.lab.report.findings import Arm, Findings, Network
 
 Record = dict[str, Any]
 
-CURVES = {
-    "test_error": "Test error, %",
-    "train_error": "Training error, %",
-    "train_loss": "Training loss",
-}
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "conv_std": "Spread before the norm",
     "act_std": "Spread after the ReLU",
     "act_zero": "Zeros after the ReLU, %",
 }
+_OWN_ACTIVATIONS = {
+    "conv_std": "Spread before the norm",
+    "pre_std": "Spread after the norm",
+}
 _MOST_SINGLE = 4000  # epochs of all runs together
-PERCENT = {"test_error", "train_error", "act_zero"}
+
+
+def curve_kinds(findings: Findings) -> dict[str, str]:
+    """What the learning curves show: each quantity and what to call it."""
+    return {
+        "test_error": capital(findings.metric.axis),
+        "train_error": capital(findings.metric.training_axis),
+        "train_loss": "Training loss",
+    }
+
+
+def activation_kinds(findings: Findings) -> dict[str, str]:
+    """What the charts of the activations show; what follows a norm of the user's is not known."""
+    return _OWN_ACTIVATIONS if findings.own else _ACTIVATIONS
+
+
+def percent_kinds(findings: Findings) -> set[str]:
+    """The quantities that are shown as percent."""
+    return {"act_zero", *(["test_error", "train_error"] if findings.metric.percent else [])}
 
 
 def curves(findings: Findings) -> list[Record]:
@@ -37,14 +55,15 @@ def curves(findings: Findings) -> list[Record]:
         record
         for network in findings.networks
         for arm in network.arms
-        for record in _curves(network, arm, single=single)
+        for record in _curves(findings, network, arm, single=single)
     ]
 
 
-def _curves(network: Network, arm: Arm, *, single: bool) -> Iterator[Record]:
+def _curves(findings: Findings, network: Network, arm: Arm, *, single: bool) -> Iterator[Record]:
+    kinds, percent = curve_kinds(findings), percent_kinds(findings)
     sources: list[tuple[int | None, Mapping[str, Any]]] = []
     if arm.details:
-        sources.append((None, {name: arm.mean(name) for name in CURVES}))
+        sources.append((None, {name: arm.mean(name) for name in kinds}))
     if single:
         sources += arm.details.items()
     for seed, recorded in sources:
@@ -56,7 +75,7 @@ def _curves(network: Network, arm: Arm, *, single: bool) -> Iterator[Record]:
                 "nbs": str(arm.nbs or ""),
                 "seed": seed,
                 "epoch": epoch + 1,
-            } | {name: _shown(name, float(recorded[name][epoch])) for name in CURVES}
+            } | {name: _shown(name in percent, float(recorded[name][epoch])) for name in kinds}
 
 
 def weights(findings: Findings) -> list[Record]:
@@ -107,14 +126,15 @@ def activations(findings: Findings) -> list[Record]:
         record
         for network in findings.networks
         for arm in network.arms
-        for record in _activations(network, arm)
+        for record in _activations(findings, network, arm)
     ]
 
 
-def _activations(network: Network, arm: Arm) -> Iterator[Record]:
-    means = ((name, arm.mean(name)) for name in ACTIVATIONS)
+def _activations(findings: Findings, network: Network, arm: Arm) -> Iterator[Record]:
+    means = ((name, arm.mean(name)) for name in activation_kinds(findings))
+    percent = percent_kinds(findings)
     recorded = {name: values for name, values in means if values is not None}
-    epochs, layers = recorded["act_std"].shape if "act_std" in recorded else (0, 0)
+    epochs, layers = recorded["conv_std"].shape if "conv_std" in recorded else (0, 0)
     for epoch, layer in product(range(epochs), range(layers)):
         yield {
             "network": network.name,
@@ -123,11 +143,11 @@ def _activations(network: Network, arm: Arm) -> Iterator[Record]:
             "nbs": str(arm.nbs or ""),
             "layer": layer + 1,
             "epoch": epoch,
-        } | {name: _shown(name, float(v[epoch, layer])) for name, v in recorded.items()}
+        } | {name: _shown(name in percent, float(v[epoch, layer])) for name, v in recorded.items()}
 
 
-def _shown(name: str, value: float) -> float | None:
+def _shown(percent: bool, value: float) -> float | None:
     """A number as the charts have it: in percent where they say so, null where not finite."""
     if not np.isfinite(value):
         return None
-    return float(f"{value * (100 if name in PERCENT else 1):.4g}")
+    return float(f"{value * (100 if percent else 1):.4g}")

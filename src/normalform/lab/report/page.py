@@ -97,9 +97,9 @@ def _charts(canvas: Canvas) -> dict[str, Any]:
         charts[f"differences:{network.name}"] = figures.differences(canvas, network)
         if histories.blended(network):
             charts[f"blend:{network.name}"] = figures.blend(canvas, network)
-    for quantity in histories.CURVES:
+    for quantity in histories.curve_kinds(canvas.findings):
         charts[f"curve:{quantity}"] = figures.curve(canvas, quantity)
-    for quantity in histories.ACTIVATIONS:
+    for quantity in histories.activation_kinds(canvas.findings):
         charts[f"activation:{quantity}"] = figures.activation(canvas, quantity)
     specs: dict[str, Any] = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return {

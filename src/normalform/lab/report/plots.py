@@ -41,12 +41,12 @@ def _posters(
     """Name, title and rows of charts of each file."""
     networks = findings.networks
     wide, half, small = (Canvas(findings, data, width) for width in (470, 330, 150))
-    title = "Test error against normalization batch size"
+    title = f"Test {findings.metric.quantity} against normalization batch size"
     yield "error", title, [_row(_part(figures.error(wide, n)) for n in networks)]
     if data["differences"]:
         title = "Differences with 95 % intervals; grey: too small for this run to see"
         yield "differences", title, [_row(_part(figures.differences(half, n)) for n in networks)]
-    yield "learning", f"{histories.CURVES['test_error']}, while training", _curves(small)
+    yield "learning", f"{words.capital(findings.metric.axis)}, while training", _curves(small)
     if data["weights"]:
         rows = [
             _row(fill(_part(figures.blend(half, n)), kind=kind) for kind in ("mean", "variance"))
@@ -64,19 +64,20 @@ def _curves(canvas: Canvas) -> list[Spec]:
     return [
         _row(
             (fill(chart, network=n.name, key=key, title=titles[key]) for key in canvas.keys),
-            f"Ends at {n.ends}",
+            f"{n.heading}",
         )
         for n in canvas.findings.networks
     ]
 
 
 def _activations(canvas: Canvas) -> Iterator[Spec]:
-    charts = {what: _part(figures.activation(canvas, what)) for what in histories.ACTIVATIONS}
+    kinds = histories.activation_kinds(canvas.findings)
+    charts = {what: _part(figures.activation(canvas, what)) for what in kinds}
     for network in canvas.findings.networks:
         layers = range(1, 1 + len(network.layers))
-        for what, name in histories.ACTIVATIONS.items():
+        for what, name in kinds.items():
             parts = (fill(charts[what], network=network.name, layer=layer) for layer in layers)
-            yield _row(parts, f"{name}, network ends at {network.ends}")
+            yield _row(parts, f"{name}, {network.called}")
 
 
 def _row(parts: Iterable[Spec], title: str = "") -> Spec:

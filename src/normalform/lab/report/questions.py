@@ -34,7 +34,8 @@ class Question:
 def questions(findings: Findings) -> list[Question]:
     """The questions that the arms of this plan can answer."""
     sizes = findings.nbs
-    asked = [*_of_batch(sizes), *_of_others(sizes)] if sizes else []
+    labels = findings.metric.name == "error"
+    asked = [*_of_batch(sizes), *_of_others(sizes, labels=labels)] if sizes else []
     found = [Question(text, why, tuple(_pairs(findings, pairs))) for text, why, pairs in asked]
     found.append(
         Question(
@@ -62,7 +63,9 @@ def _of_batch(sizes: tuple[int, ...]) -> Iterator[tuple[str, str, list[tuple[_Si
         )
 
 
-def _of_others(sizes: tuple[int, ...]) -> Iterator[tuple[str, str, list[tuple[_Side, _Side]]]]:
+def _of_others(
+    sizes: tuple[int, ...], *, labels: bool
+) -> Iterator[tuple[str, str, list[tuple[_Side, _Side]]]]:
     large = sizes[0]
     yield (
         "Does switchable norm do better than batch norm?",
@@ -70,7 +73,7 @@ def _of_others(sizes: tuple[int, ...]) -> Iterator[tuple[str, str, list[tuple[_S
         [(("switch", nbs), ("batch", nbs)) for nbs in sizes],
     )
     yield (
-        "Is instance norm good enough to tell classes apart?",
+        f"Is instance norm good enough{' to tell classes apart' * labels}?",
         "It takes away each image's own contrast, channel by channel.",
         [(("instance", None), ("batch", large))],
     )

@@ -11,11 +11,17 @@ from normalform.lab.report.markup import slot, still, table, text
 from normalform.lab.report.questions import Comparison, Question
 
 _DETECTABLE = (
-    "Differences are paired: the same seeds and the same test images on both sides. A point is one "
-    "percentage point of test error. The 95 % interval is for other seeds and other test images. "
+    "Differences are paired: the same seeds and the same test {samples} on both sides. {point}The "
+    "95 % interval is for other seeds and other test {samples}. "
     "What the run could have detected is the true difference that four runs in five like this one "
     "would have told from zero; smaller ones can hide."
 )
+
+
+def _about(findings: Findings) -> str:
+    point = f"A point is one percentage point of test {findings.metric.quantity}. "
+    point = point if findings.metric.percent else ""
+    return _DETECTABLE.format(point=point, samples=findings.samples)
 
 
 def header(findings: Findings, asked: Sequence[Question]) -> str:
@@ -24,11 +30,15 @@ def header(findings: Findings, asked: Sequence[Question]) -> str:
     arms = len(findings.networks[0].arms)
     done, planned = len(findings.rows), len(findings.meta["runs"])
     ends = " and ".join(n.ends for n in findings.networks)
+    where = f"small networks that end in maps of {ends}"
+    if findings.own:
+        where = f"the network {findings.networks[0].title}"
     epochs, seeds = words.count(config["epochs"], "epoch"), words.count(findings.seeds, "seed")
     lead = (
-        f"{arms} ways to normalize or not, in small networks that end in maps of {ends}, trained "
-        f"on {data['title']}: {epochs}, {seeds}, {words.count(done, 'run')}. "
-        "NBS, the normalization batch size, is how many images share their batch statistics."
+        f"{arms} ways to normalize or not, in {where}, trained on {data['title']}: "
+        f"{epochs}, {seeds}, {words.count(done, 'run')}. "
+        f"NBS, the normalization batch size, is how many {findings.samples} share their batch "
+        "statistics."
     )
     short = words.summary(findings, asked)
     parts = [f"<h1>Normalization and batch size on {text(data['title'])}</h1>"]
@@ -89,14 +99,15 @@ def _symbol(shape: str, colour: str) -> str:
 def error(findings: Findings, svg: str) -> str:
     """The main figure, with the table of values behind each mean."""
     panels = "".join(
-        f"<div><h3>Ends at {n.ends}</h3><p class='soft'>{text(n.title)}</p>"
+        f"<div><h3>{n.heading}</h3><p class='soft'>{text(n.title)}</p>"
         f"{slot(f'error:{n.name}', _error_label(n), {})}</div>"
         for n in findings.networks
     )
     label = "; ".join(_error_label(n) for n in findings.networks)
     caption = (
-        "Small dots are single seeds, large marks their means; both panels have the same scale. "
-        "A line across the panel is a norm that takes no statistics over the batch, so that NBS "
+        "Small dots are single seeds, large marks their means"
+        + ("; both panels have the same scale. " if len(findings.networks) > 1 else ". ")
+        + "A line across the panel is a norm that takes no statistics over the batch, so that NBS "
         "does not move it. The second line of labels counts the values behind each mean in the "
         "last layer."
     )
@@ -108,7 +119,7 @@ def error(findings: Findings, svg: str) -> str:
         )
     counts = "".join(_values_table(n) for n in findings.networks)
     return (
-        "<section><h2>Test error against normalization batch size</h2>"
+        f"<section><h2>Test {findings.metric.quantity} against normalization batch size</h2>"
         f'<figure><div class="live pair">{panels}</div>{still(svg, label)}'
         f"<figcaption>{text(caption)}</figcaption></figure>"
         f"<details><summary>Values behind each mean, layer by layer</summary>{counts}</details>"
@@ -118,12 +129,12 @@ def error(findings: Findings, svg: str) -> str:
 
 def _error_label(network: Network) -> str:
     said = [
-        f"{words.title(a)} {words.percent(a.mean_error)}"
+        f"{words.title(a)} {a.metric.shown(a.mean_error)}"
         if a.errors
         else f"{words.title(a)} {'cannot run' if a.impossible else 'not run yet'}"
         for a in network.arms
     ]
-    return f"Test error, network that ends at {network.ends}: {', '.join(said)}"
+    return f"Test {network.arms[0].metric.quantity}, {network.called}: {', '.join(said)}"
 
 
 def _values_table(network: Network) -> str:
@@ -133,7 +144,7 @@ def _values_table(network: Network) -> str:
         for arm in network.arms
         if arm.values is not None and arm.values.size
     ]
-    caption = f"Ends at {network.ends}. For switchable norm: instance / layer / batch."
+    caption = f"{network.heading}. For switchable norm: instance / layer / batch."
     return table(text(caption), ["arm", *layers], rows)
 
 
@@ -142,18 +153,18 @@ def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
     if not asked:
         return ""
     panels = "".join(
-        f"<div><h3>Ends at {n.ends}</h3>"
-        f"{slot(f'differences:{n.name}', f'Differences, network that ends at {n.ends}', {})}"
+        f"<div><h3>{n.heading}</h3>"
+        f"{slot(f'differences:{n.name}', f'Differences, {n.called}', {})}"
         "</div>"
         for n in findings.networks
     )
     caption = (
-        "Each row is the first arm's error minus the second's. The mark is the mean, the line the "
+        "Each row is the first arm's value minus the second's. The mark is the mean, the line the "
         "95 % interval, the grey band what this run could not have told from zero."
     )
     return (
         "<section><h2>What the numbers say</h2>"
-        f'<p class="soft">{text(_DETECTABLE)}</p>'
+        f'<p class="soft">{text(_about(findings))}</p>'
         f'<figure><div class="live pair">{panels}</div>{still(svg, "All differences")}'
         f"<figcaption>{text(caption)}</figcaption></figure>"
         f"{''.join(_answer(findings, q) for q in asked)}</section>"
@@ -162,7 +173,7 @@ def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
 
 def _answer(findings: Findings, question: Question) -> str:
     columns = "".join(
-        f"<div><h4>Ends at {n.ends}</h4><ul>"
+        f"<div><h4>{n.heading}</h4><ul>"
         + "".join(_item(c) for c in question.comparisons if c.network is n)
         + "</ul></div>"
         for n in findings.networks

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from normalform.lab.report.findings import Arm, Findings, Network
 from normalform.lab.report.histories import Record, activations, curves, weights
 from normalform.lab.report.questions import Comparison, Question
-from normalform.lab.report.words import MINUS, points, title, verdict
+from normalform.lab.report.words import MINUS, points, title, unit, verdict
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def dots(findings: Findings) -> list[Record]:
             "key": arm.key,
             "x": round(place + beside * (0.22 + 0.05 * i), 3),
             "error": floored(error, findings),
-            "what": f"{title(arm)}, seed {seed}: {100 * error:.1f} %",
+            "what": f"{title(arm)}, seed {seed}: {findings.metric.shown(error)}",
         }
         for network, arm, place, beside in _places(findings)
         for i, (seed, error) in enumerate(arm.errors.items())
@@ -121,7 +121,9 @@ def means(findings: Findings) -> list[Record]:
 
 
 def floored(error: float, findings: Findings) -> float:
-    """An error in percent that a logarithmic axis can show: at least half an image."""
+    """A value as a logarithmic axis can show it: an error in percent is at least half an image."""
+    if not findings.metric.percent:
+        return float(f"{max(error, 1e-12):.5g}")
     return round(max(100 * error, 50 / findings.meta["data"]["test"]), 4)
 
 
@@ -135,10 +137,11 @@ def _places(findings: Findings) -> Iterator[tuple[Network, Arm, int, int]]:
 
 def _mean_text(arm: Arm) -> str:
     found = arm.estimate
-    text = f"{title(arm)}: {100 * arm.mean_error:.1f} %, mean of {len(arm.errors)}"
+    shown = arm.metric.shown
+    text = f"{title(arm)}: {shown(arm.mean_error)}, mean of {len(arm.errors)}"
     if found is not None:
-        low, high = max(found.low, 0), min(found.high, 1)
-        text += f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        low, high = max(found.low, 0), min(found.high, 1) if arm.metric.percent else found.high
+        text += f"; 95 % interval {shown(low).removesuffix(' %')} to {shown(high)}"
     if arm.values is not None and arm.values.size:
         text += f"; {last_values(arm)} values behind each mean of the last layer"
     return text
@@ -169,13 +172,22 @@ def _difference(comparison: Comparison) -> Record:
     }
     if found is None:
         return record | {"note": verdict(comparison)}
-    interval = f"{points(found.low, sign=True)} to {points(found.high, sign=True)}"
+    metric = comparison.a.metric
+    low, mean, high = (
+        points(value, sign=True, metric=metric) for value in (found.low, found.mean, found.high)
+    )
+    ends = {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "seen": found.detectable,
+        "unseen": -found.detectable,
+    }
+    scaled = {
+        name: round(100 * v, 3) if metric.percent else float(f"{v:.5g}") for name, v in ends.items()
+    }
     return record | {
-        "mean": round(100 * found.mean, 3),
-        "low": round(100 * found.low, 3),
-        "high": round(100 * found.high, 3),
-        "seen": round(100 * found.detectable, 3),
-        "unseen": round(-100 * found.detectable, 3),
-        "what": f"{contrast(comparison)}: {points(found.mean, sign=True)} points, "
-        f"95 % interval {interval}; detectable {points(found.detectable)}",
+        **scaled,
+        "what": f"{contrast(comparison)}: {mean}{unit(metric)}, 95 % interval {low} to {high}; "
+        f"detectable {points(found.detectable, metric=metric)}",
     }

@@ -11,17 +11,19 @@ from normalform.lab.report.markup import choices, mini, slot, still, text
 def learning(canvas: Canvas, svg: str) -> str:
     """Learning curves, one small chart a norm."""
     rows = "".join(
-        f"<h3>Ends at {network.ends}</h3>"
+        f"<h3>{network.heading}</h3>"
         f'<div class="minis">{"".join(_curve(canvas, network, key) for key in canvas.keys)}</div>'
         for network in canvas.findings.networks
     )
+    kinds = histories.curve_kinds(canvas.findings)
     caption = (
         "Strong lines are means over the seeds, thin ones single seeds, grey ones all other norms. "
-        "The test error uses running statistics. Log scales. A line stops where a run diverged."
+        f"The test {canvas.findings.metric.quantity} uses running statistics. Log scales. "
+        "A line stops where a run diverged."
     )
     return (
         "<section><h2>While training</h2>"
-        f"{choices('curve', histories.CURVES, 'What the learning curves show')}"
+        f"{choices('curve', kinds, 'What the learning curves show')}"
         f'<figure><div class="live">{rows}</div>{still(svg, "Learning curves")}'
         f"<figcaption>{text(caption)}</figcaption></figure></section>"
     )
@@ -34,7 +36,7 @@ def _curve(canvas: Canvas, network: Network, key: str) -> str:
         reason = next((arm.impossible for arm in arms if arm.impossible), "")
         said = f"Cannot run: {reason}." if reason else "Not run yet."
         return mini(title, f'<p class="none">{text(said)}</p>')
-    label = f"Learning curves of {title}, network that ends at {network.ends}"
+    label = f"Learning curves of {title}, {network.called}"
     return mini(title, slot("curve", label, {"network": network.name, "key": key}, "curve"))
 
 
@@ -45,7 +47,7 @@ def blends(findings: Findings, svg: str) -> str:
         return ""
     epochs = findings.meta["config"]["epochs"]
     panels = "".join(
-        f"<div><h3>Ends at {n.ends}: weights of the {kind}</h3>"
+        f"<div><h3>{n.heading}: weights of the {kind}</h3>"
         f"{slot(f'blend:{n.name}', _blend_label(n, kind), {'kind': kind})}</div>"
         for n in networks
         for kind in ("mean", "variance")
@@ -70,13 +72,13 @@ def blends(findings: Findings, svg: str) -> str:
 
 
 def _blend_label(network: Network, kind: str) -> str:
-    return f"Learned weights of the {kind}, network that ends at {network.ends}"
+    return f"Learned weights of the {kind}, {network.called}"
 
 
 def _left_out(networks: list[Network]) -> str:
     """Which branches had to be left out, because their statistics would be of one value."""
     said = [
-        f"In layer {layer} of the network that ends at {network.ends} the {name} branch"
+        f"In layer {layer} of the {network.called} the {name} branch"
         f"{f' at NBS {arm.nbs}' if name == 'batch' else ''} is left out: "
         "it would have one value a mean."
         for network in networks
@@ -92,10 +94,11 @@ def _left_out(networks: list[Network]) -> str:
 def activations(findings: Findings, svg: str) -> str:
     """Activations with and without norms, one small chart a layer."""
     rows = "".join(
-        f"<h3>Ends at {n.ends}</h3>"
+        f"<h3>{n.heading}</h3>"
         f'<div class="minis wide">{"".join(_layer(n, i + 1) for i in range(len(n.layers)))}</div>'
         for n in findings.networks
     )
+    kinds = histories.activation_kinds(findings)
     caption = (
         "Measured on the same training images before training (epoch 0) and after each epoch; "
         "means over the seeds. Spread is the standard deviation over all channels, positions and "
@@ -103,7 +106,7 @@ def activations(findings: Findings, svg: str) -> str:
     )
     return (
         "<section><h2>Activations, with and without norms</h2>"
-        f"{choices('activation', histories.ACTIVATIONS, 'What the activation charts show')}"
+        f"{choices('activation', kinds, 'What the activation charts show')}"
         f'<figure><div class="live">{rows}</div>{still(svg, "Activations over training")}'
         f"<figcaption>{text(caption)}</figcaption></figure></section>"
     )
@@ -111,6 +114,6 @@ def activations(findings: Findings, svg: str) -> str:
 
 def _layer(network: Network, layer: int) -> str:
     title = f"layer {layer}, {network.layers[layer - 1]}"
-    label = f"Activations of {title}, network that ends at {network.ends}"
+    label = f"Activations of {title}, {network.called}"
     values = {"network": network.name, "layer": layer}
     return mini(title, slot("activation", label, values, "activation"))

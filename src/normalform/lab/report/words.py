@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from normalform.lab.metrics import METRICS, Metric
+from normalform.lab.metrics import capital as capital
 from normalform.lab.report.findings import Arm, Findings
 from normalform.lab.report.questions import Comparison, Question
 from normalform.lab.statistics import Estimate
@@ -25,6 +27,10 @@ _ABOUT_VALUES = (
     "What hurts is few values behind a statistic: NBS x height x width, not NBS alone. A network "
     "that ends in larger maps loses less, or nothing; that is why two are shown. The networks in "
     "use elsewhere are larger than both."
+)
+_ABOUT_OWN = (
+    "What hurts is few values behind a statistic: NBS x height x width, not NBS alone. The steps, "
+    "the schedule and SGD are this command's; training in use elsewhere has its own."
 )
 _ABOUT_DATA = (
     "The training images were the same in every run; no interval says what others would give."
@@ -50,17 +56,22 @@ def key_title(findings: Findings, key: str) -> str:
     return f"{arms[0].norm}, SGD batch {arms[0].sgd_batch}"
 
 
-def points(difference: float, *, sign: bool = False) -> str:
-    """A difference of fractions in percentage points.
+def points(difference: float, *, sign: bool = False, metric: Metric = METRICS["error"]) -> str:
+    """A difference of fractions in percentage points; of other numbers as it is.
 
-    >>> points(0.0123, sign=True)
-    '+1.2'
+    >>> points(0.0123, sign=True), points(0.0123, metric=METRICS["mse"])
+    ('+1.2', '0.0123')
     """
-    size = f"{abs(100 * difference):.1f}"
-    if size == "0.0":
+    size = f"{abs(100 * difference):.1f}" if metric.percent else f"{abs(difference):.3g}"
+    if float(size) == 0:
         return size
     plus = "+" if sign else ""
     return (MINUS if difference < 0 else plus) + size
+
+
+def unit(metric: Metric) -> str:
+    """What follows a difference."""
+    return " points" if metric.percent else ""
 
 
 def percent(fraction: float) -> str:
@@ -81,21 +92,26 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(rates: Iterable[float]) -> str:
+    """Learning rates in a row."""
+    return ", ".join(f"{lr:g}" for lr in rates)
+
+
 def verdict(comparison: Comparison) -> str:
     """The answer in a few words."""
-    found = comparison.estimate
+    found, metric = comparison.estimate, comparison.a.metric
     if comparison.a.impossible or comparison.b.impossible:
         return "cannot run"
     if found is None:
         return "no result yet"
     if found.identical:
-        return "the same mistakes"
+        return "the same mistakes" if metric.name == "error" else "the same results"
     here = " with this one seed" if found.seeds == 1 else ""
     if found.differs:
         side = "worse" if found.mean > 0 else "better"
-        return f"{points(abs(found.mean))} points {side}{here}"
+        return f"{points(abs(found.mean), metric=metric)}{unit(metric)} {side}{here}"
     said = "two seeds cannot tell" if found.seeds == 2 else f"no difference seen{here}"
-    return f"{said} (detectable: {points(found.detectable)} points)"
+    return f"{said} (detectable: {points(found.detectable, metric=metric)}{unit(metric)})"
 
 
 def sentence(comparison: Comparison) -> str:
@@ -107,21 +123,30 @@ def sentence(comparison: Comparison) -> str:
     if found is None:
         return f"No seed is finished for both {title(a)} and {title(b)}."
     seeds = sorted(set(a.judged) & set(b.judged))
-    error_a, error_b = (percent(float(arm.wrong(seeds).mean())) for arm in (a, b))
+    metric = a.metric
+    error_a, error_b = (metric.shown(float(arm.wrong(seeds).mean())) for arm in (a, b))
     other = f"at NBS {b.nbs}" if a.norm == b.norm and a.key == b.key else title(b)
-    said = [f"{capital(title(a))} was wrong on {error_a} of the test images, {other} on {error_b}."]
-    said.append(_difference(found))
+    if metric.name == "error":
+        said = [f"{capital(title(a))} was wrong on {error_a} of the test images, "]
+        said[0] += f"{other} on {error_b}."
+    else:
+        said = [f"{capital(title(a))} had a test {metric.quantity} of {error_a}, "]
+        said[0] += f"{other} of {error_b}."
+    said.append(_difference(found, metric))
     said.extend(_doubts(found, a, b))
     return " ".join(said)
 
 
-def _difference(found: Estimate) -> str:
+def _difference(found: Estimate, metric: Metric) -> str:
     if found.identical:
-        return "Both made the same mistakes, on every image and with every seed."
+        what = "made the same mistakes" if metric.name == "error" else "gave the same results"
+        return f"Both {what}, on every image and with every seed."
+    low, mean, high = (
+        points(value, sign=True, metric=metric) for value in (found.low, found.mean, found.high)
+    )
     return (
-        f"Difference {points(found.mean, sign=True)} points, 95 % interval "
-        f"{points(found.low, sign=True)} to {points(found.high, sign=True)}; this run could have "
-        f"detected {points(found.detectable)}."
+        f"Difference {mean}{unit(metric)}, 95 % interval {low} to {high}; this run could have "
+        f"detected {points(found.detectable, metric=metric)}."
     )
 
 
@@ -136,7 +161,11 @@ def _doubts(found: Estimate, a: Arm, b: Arm) -> Iterable[str]:
         if arm.diverged:
             yield (
                 f"Of the runs of {title(arm)}, {arm.diverged} of {len(arm.rows)} diverged; "
-                "diverged runs count with the errors they made."
+                + (
+                    "diverged runs count with the errors they made."
+                    if len(arm.errors) == len(arm.rows)
+                    else "diverged runs without a finite error are left out."
+                )
             )
 
 
@@ -155,7 +184,9 @@ def summary(findings: Findings, asked: Sequence[Question]) -> list[str]:
     for left, right in wanted:
         same = [c for c in every if (_side(c.a), _side(c.b)) == (left, right)]
         if any(c.estimate for c in same):
-            places = ", ".join(f"{verdict(c)} at {c.network.ends}" for c in same)
+            places = ", ".join(
+                verdict(c) + ("" if c.network.own else f" at {c.network.ends}") for c in same
+            )
             said.append(f"{capital(title(same[0].a))} against {title(same[0].b)}: {places}.")
     return [*said, _behind(findings, small)] if said else []
 
@@ -166,6 +197,11 @@ def _side(arm: Arm) -> tuple[str, int | None]:
 
 def _behind(findings: Findings, nbs: int) -> str:
     """How many values stand behind a batch statistic of the last layer, in each network."""
+    if findings.own:
+        batch = findings.networks[0].select("batch", nbs)[0]
+        fewest = next((r.values_per_statistic_min for r in batch.rows.values()), None)
+        said = "" if fewest is None else f" stand at least {count(fewest, 'value')}"
+        return f"Behind a batch mean, at NBS {nbs},{said or ' the values are not known yet'}."
     last = [
         f"{count(int(arm.values[-1, -1]), 'value')} where the network ends at {network.ends}"
         for network in findings.networks
@@ -178,10 +214,19 @@ def _behind(findings: Findings, nbs: int) -> str:
 def limits(findings: Findings, comparisons: int) -> list[str]:
     """What the run does not show."""
     data, config, seeds = findings.meta["data"], findings.meta["config"], findings.seeds
-    size = f"{data['train']:,} images to train on, {data['test']:,} to test on"
-    said = [_ABOUT_VALUES, f"The data are small: {size}. {_ABOUT_DATA}"]
+    size = f"{data['train']:,} {findings.samples} to train on, {data['test']:,} to test on"
+    said = [
+        _ABOUT_OWN if findings.own else _ABOUT_VALUES,
+        f"The data are small: {size}. {_ABOUT_DATA}",
+    ]
+    rates = config.get("choices", [])
     said.append(
-        f"One learning rate ({config['lr']:g}) and {config['epochs']} epochs for all. "
+        (
+            f"Few learning rates ({listed(rates)})"
+            if rates
+            else f"One learning rate ({config['lr']:g})"
+        )
+        + f" and {config['epochs']} epochs for all. "
         "A norm that loses here may win with settings of its own."
     )
     said.append(about_seeds(seeds))
@@ -205,8 +250,3 @@ def about_seeds(seeds: int) -> str:
         f"{few}The intervals are made for other seeds and other test images of the same kind, "
         f"from {seeds} seeds."
     )
-
-
-def capital(text: str) -> str:
-    """The text with its first letter large, the others as they are."""
-    return text[:1].upper() + text[1:]

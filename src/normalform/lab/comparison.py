@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ from normalform.lab.environment import cores, environment
 from normalform.lab.plan import Options, describe, folder_of, planned, settle
 from normalform.lab.records import Writer, read
 from normalform.lab.rows import Row
+from normalform.lab.samples import take
 from normalform.lab.train import Outcome, Run
-from normalform.lab.workers import Done, train_all
+from normalform.lab.workers import Done, train_all, train_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +39,7 @@ def compare(options: Options) -> Path:
         options: what to compare; the defaults are the main comparison.
 
     Returns:
-        The path of ``report.html``.
+        The path of ``report.html``, or of the folder where none is wanted.
 
     Raises:
         ModuleNotFoundError: a package of the extra ``lab`` is missing.
@@ -50,10 +53,16 @@ def compare(options: Options) -> Path:
 
     from normalform.lab.progress import results_table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, quiet=options.quiet)
     settings = settle(options)
-    data = load(options.data)
-    arms, runs = planned(settings, data)
+    if options.model is None:
+        if options.metric != "error":
+            raise ValueError(f"metric {options.metric} needs a model of your own: --model")
+        data = load(options.data)
+    else:
+        data = take(options.data, options.metric)
+        _require_picklable(options)
+    arms, runs = planned(settings, data, options.model)
     folder = folder_of(options, data)
     meta = describe(settings, arms, runs, data, folder.name) | _dates(folder)
     meta["command"] = options.command
@@ -62,7 +71,7 @@ def compare(options: Options) -> Path:
         _say_what_is_there(console, writer, runs, missing)
         try:
             if missing:
-                _train(console, writer, missing, data, options.workers)
+                _train(console, writer, missing, data, options)
         except KeyboardInterrupt:
             done = len(read(folder).rows)
             console.print(
@@ -72,6 +81,8 @@ def compare(options: Options) -> Path:
             raise
         finished = read(folder)
         console.print(results_table(finished))
+        if not options.report:
+            return folder
         console.print("Drawing the report ...")
         from normalform.lab import report  # takes a second to import
 
@@ -86,6 +97,18 @@ def _require_extra() -> None:
         raise ModuleNotFoundError(
             f'normalform compare needs {", ".join(missing)}: pip install "normalform[lab]"'
         )
+
+
+def _require_picklable(options: Options) -> None:
+    if options.here:
+        return
+    try:
+        pickle.dumps(options.model)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the model cannot be sent to worker processes ({error}): name it as "
+            '"package.module:build", or leave workers out'
+        ) from None
 
 
 def _dates(folder: Path) -> dict[str, str]:
@@ -123,13 +146,14 @@ def _train(
     writer: Writer,
     missing: Mapping[str, Run],
     data: Dataset,
-    workers: int | None,
+    options: Options,
 ) -> None:
     from normalform.lab.progress import Progress
 
-    side_by_side = workers or min(cores(), MOST_WORKERS)
+    side_by_side = options.workers or min(cores(), MOST_WORKERS)
+    messages = train_here if options.here else partial(train_all, workers=side_by_side)
     with Progress(console, missing) as progress:
-        for message in train_all(missing, data, side_by_side):
+        for message in messages(missing, data):
             if isinstance(message, Done):
                 run = missing[message.run_id]
                 writer.add(
@@ -141,8 +165,8 @@ def _train(
 
 
 def _row(run_id: str, run: Run, outcome: Outcome, data: Dataset) -> Row:
-    _, height, width = data.shape
-    values = run.arm.values(run.network, height, width)
+    size = data.shape[1:]
+    values = run.arm.values(run.network, *size)
     fewest = min(row[-1] for row in values) if run.arm.branches else None
     measured: dict[str, Any] = {
         name: value for name, value in vars(outcome).items() if name != "details"
@@ -152,14 +176,14 @@ def _row(run_id: str, run: Run, outcome: Outcome, data: Dataset) -> Row:
         run_id=run_id,
         data=data.name,
         network=run.network.name,
-        last_map=run.network.last_map(height, width),
+        last_map=run.network.last_map(*size),
         arm=run.arm.label,
         norm=run.arm.norm,
         nbs=run.arm.nbs,
         sgd_batch=run.arm.sgd_batch,
         seed=run.seed,
         epochs=run.epochs,
-        lr=run.peak_lr,
+        metric=data.metric,
         train_images=len(data.x_train),
         test_images=len(data.x_test),
         values_per_statistic_min=fewest,
