@@ -32,6 +32,7 @@ from normalform.lab.cases import (
     why_not,
 )
 from normalform.lab.environment import environment
+from normalform.lab.folders import replace
 from normalform.lab.own import Content, Own, read
 
 try:
@@ -205,10 +206,8 @@ def _write(
             "signed_sum": asdict(report.signed),
         },
     }
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(_strict(content), indent=1, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace(path, f"{text}\n".encode())
 
 
 def _all_of(each: Measured) -> dict[str, Any]:

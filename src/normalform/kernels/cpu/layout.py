@@ -73,7 +73,7 @@ class Layout:
         p, (only,) = self.table, self.request.plan.branches
         channels = self.request.shape[1]
         spatial, groups = (only.spatial, only.groups) if only is not None else (False, 1)
-        values = channels * (math.prod(self.request.shape[2:]) if spatial else 1)
+        values = channels * (self.request.positions if spatial else 1)
         p[t.CHANNELS], p[t.TILES], p[t.TILE] = channels, groups, values // groups
         p[t.WIDTH] = values // channels if self.request.order == "planes" else 1
         p[t.UNITS] = p[t.ITEMS] = self.values // p[t.TILE]
@@ -90,8 +90,7 @@ class Layout:
 
     def _lay_units(self) -> None:
         p, r = self.table, self.request
-        samples, channels = r.shape[:2]
-        positions = math.prod(r.shape[2:])
+        (samples, channels, *_), positions = r.shape, r.positions
         whole = self.kind == "columns" and r.whole
         p[t.UNITS], p[t.CHANNELS] = 1 if whole else samples, channels
         if self.kind == "planes":

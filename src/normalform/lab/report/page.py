@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from normalform.lab.folders import replace
 from normalform.lab.report import (
     ending,
     figures,
@@ -52,9 +52,7 @@ def write(folder: Path) -> Path:
     data = series.tables(findings, asked)
     svgs = plots.save(findings, data, folder)
     page = folder / "report.html"
-    beside = folder / ".report.html.tmp"
-    beside.write_text(_html(findings, asked, data, svgs), encoding="utf-8")
-    os.replace(beside, page)
+    replace(page, _html(findings, asked, data, svgs).encode())
     return page
 
 
