@@ -103,6 +103,27 @@ def test_hard_inputs(name: str, hard: str, dtype: torch.dtype):
     assert_layer_accurate(layer, torch.empty_like(x).copy_(values), dy)
 
 
+@pytest.mark.parametrize("mean", [0.0, 5.0, 600.0, None])
+@pytest.mark.parametrize("name", CASES)
+def test_any_distance_of_the_mean(name: str, mean: float | None):
+    """None is another one for each sample."""
+    layer, x, dy = prepared(name)
+    apart = (4.0 ** (torch.arange(len(x)) % 8)).reshape(-1, *[1] * (x.ndim - 1))
+    assert_layer_accurate(layer, x - 100 + (apart if mean is None else mean), dy)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-28, 1e28, 1e36])
+@pytest.mark.parametrize("name", ["group, parts", "layer, many rows", "layer, long rows"])
+def test_statistics_that_float32_cannot_hold(name: str, size: float):
+    """rstd, or its product with the weight, is subnormal or infinite there; y is neither."""
+    layer, x, dy = prepared(name)
+    layer.eps = 0.0
+    with torch.no_grad():
+        layer.weight *= size**-0.5
+        layer.bias *= size**-0.5
+    assert_layer_accurate(layer, (x - 100) * size, dy * size**0.5)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 def test_an_element_next_to_the_mean(last: bool):
     """One float64 for the mean is off by 6e-11 at |mean| = 1e6 std, more than the promise."""
