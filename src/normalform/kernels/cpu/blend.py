@@ -66,19 +66,16 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
                 )  # fmt: skip
                 continue
             for cell in range(to + c0 // size, to + c1 // size):
-                origin, count = small[cells + cell], small[cell]
-                total, squares = small[2 * cells + cell], small[3 * cells + cell]
+                origin, count, total, squares = small[cells + cell], 0.0, 0.0, 0.0
                 for _ in range(size // p[t.RUN]):
                     n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
                     count += n
                     total += n * apart
                     squares += n * (small[3 * slots + at] + apart * apart)
                     at += step
-                small[cell], small[2 * cells + cell], small[3 * cells + cell] = (
-                    count,
-                    total,
-                    squares,
-                )
+                small[cell] += count
+                small[2 * cells + cell] += total
+                small[3 * cells + cell] += squares
 
 
 @small_kernel

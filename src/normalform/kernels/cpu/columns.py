@@ -91,21 +91,30 @@ def _expand(source: Any, at: int, c0: int, values: int, p: Any, out: Any, to: in
     _repeat(out, to, values, p[t.FOLD])
 
 
+@reduction
+def _total(row: Any) -> float:
+    total = 0.0
+    for j in range(row.size):
+        total += row[j]
+    return total
+
+
 @helper
 def _collapse(sums: Any, at: int, values: int, p: Any) -> None:
-    """The sum over the values of each channel, left in the first places."""
-    width = p[t.WIDTH]
-    once = sums[at : at + values]
-    for fold in range(1, p[t.FOLD]):
-        again = sums[at + fold * values : at + (fold + 1) * values]
-        for j in range(values):
+    """The sum over the values of each channel, left in the first places.
+
+    By halves: the longer a sum is taken one after the other, the more of it is rounded away.
+    """
+    width, left = p[t.WIDTH], p[t.FOLD] * values
+    while left > values:
+        half = (left // values + 1) // 2 * values
+        once, again = sums[at : at + left - half], sums[at + half : at + left]
+        for j in range(once.size):
             once[j] += again[j]
+        left = half
     if width > 1:
         for c in range(values // width):
-            total = 0.0
-            for j in range(c * width, (c + 1) * width):
-                total += sums[at + j]
-            sums[at + c] = total
+            sums[at + c] = _total(sums[at + c * width : at + (c + 1) * width])
 
 
 @reduction
