@@ -13,7 +13,17 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from normalform.kernels import known
-from normalform.kernels.cpu import blend, columns, compiled, gradients, layout, planes, rows, steps
+from normalform.kernels.cpu import (
+    blend,
+    columns,
+    compiled,
+    gradients,
+    layout,
+    planes,
+    row_gradients,
+    rows,
+    steps,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ def _plant_file(module, code, old, monkeypatch):
         return
     changed.folders = list
     monkeypatch.setitem(sys.modules, module.__name__, changed)
-    for kernels in (planes, columns, rows, blend, gradients):
+    for kernels in (planes, columns, rows, row_gradients, blend, gradients):
         code = compile(inspect.getsource(kernels), kernels.__file__, "exec")
         again = _made(kernels, code)
         monkeypatch.setitem(sys.modules, kernels.__name__, again)

@@ -51,6 +51,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     # Rows
     "layer, long rows": (lambda: nf.LayerNorm(70001), (2, 70001), False),
     "rms, long rows": (lambda: nf.RMSNorm(70001), (2, 70001), False),
+    "layer, last": (lambda: nf.GroupNorm(1, 12), (9, 12, 20, 21), True),
+    "layer, last, wide": (lambda: nf.GroupNorm(1, 1100), (9, 1100, 3, 3), True),
     "layer, many rows": (lambda: nf.LayerNorm(37), (1801, 37), False),
     "rms, many rows": (lambda: nf.RMSNorm(37), (1801, 37), False),
 }
@@ -139,7 +141,9 @@ def test_an_element_next_to_the_mean(last: bool):
     assert_layer_accurate(layer, x)
 
 
-@pytest.mark.parametrize("name", ["batch, last", "layer, many rows", "group, short planes"])
+@pytest.mark.parametrize(
+    "name", ["batch, last", "layer, many rows", "layer, last", "group, short planes"]
+)
 def test_tensors_larger_than_the_cache(name: str, monkeypatch: pytest.MonkeyPatch):
     """They are taken row by row, others four rows at a time."""
     monkeypatch.setattr("normalform.kernels.cpu.layout.STAYS", 0)

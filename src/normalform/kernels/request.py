@@ -23,6 +23,8 @@ SHORT = 128
 MANY = 4
 # Up to so many, weights for each value of a sample, and their sums, stay in a core's cache.
 WEIGHTS = 16384
+# Channels last, samples of so many values, and their gradients, stay in a core's cache.
+SAMPLE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,12 @@ def are_rows(r: Request) -> bool:
         return False
     if r.positions == 1 or (not cells.spatial and r.order == "columns"):
         return cells.groups == 1
-    short = cells.spatial and r.positions < SHORT and r.shape[0] * cells.groups >= 2 * MANY
-    few = math.prod(r.shape[1:]) <= WEIGHTS
-    return short and few and (r.order == "planes" or cells.groups == 1)
+    values = math.prod(r.shape[1:])
+    if not cells.spatial or r.shape[0] * cells.groups < 2 * MANY:
+        return False
+    if r.order == "columns":
+        return cells.groups == 1 and values <= SAMPLE
+    return r.positions < SHORT and values <= WEIGHTS
 
 
 def _blends(r: Request) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from normalform.cells import Cells
-from normalform.kernels.cpu import blend, columns, gradients, planes, rows, team
+from normalform.kernels.cpu import blend, columns, gradients, planes, row_gradients, rows, team
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
@@ -76,17 +76,20 @@ class Layout:
         values = channels * (self.request.positions if spatial else 1)
         p[t.CHANNELS], p[t.TILES], p[t.TILE] = channels, groups, values // groups
         p[t.WIDTH] = values // channels if self.request.order == "planes" else 1
+        if self.request.order == "columns":  # as often as fits, whole rows of channels
+            values = min(values, max(1, (LONG - 1) // channels) * channels)
+        p[t.LENGTH] = values // groups
         p[t.UNITS] = p[t.ITEMS] = self.values // p[t.TILE]
         p[t.CENTER] = only is not None and only.center
         p[t.AT_BRANCHES + t.ROLE] = t.OWN
         # Each part has sums of its own for weight and bias, which cost as much as a row or two.
-        again = self.values // values  # how often weights repeat
-        most = max(1, min(64, again // ROWS_A_PART, self.values // PART))
+        again = self.values // int(p[t.TILES] * p[t.TILE])  # rows, or what weights repeat after
+        most = max(1, min(64, self.values // (values * ROWS_A_PART), self.values // PART))
         p[t.ITEMS_A_PART] = max(-(-again // most), min(again // 16, 8 * ROWS_A_PART)) * groups
         self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
         p[t.AT_SUMS] = self.temporary = 2 * values
         self.small = 3 * int(p[t.UNITS])
-        self.scratch = 2 * values + 2 * self.parts * (values + rows.APART)
+        self.scratch = 2 * values + 2 * self.parts * (values + row_gradients.APART)
 
     def _lay_units(self) -> None:
         p, r = self.table, self.request
@@ -261,8 +264,8 @@ class Programs:
     def _backward_phases(self, dx: bool, small: bool) -> list[tuple[int, list[Kernel]]]:
         layout, passes, roles = self.layout, self._passes(), self.layout.roles()
         if layout.kind == "rows":
-            phases = [(1, [rows.expand]), (self.parts, [rows.backward])]
-            return [*phases, (1, [rows.parameters] if small else [])]
+            phases = [(1, [rows.expand]), (self.parts, [row_gradients.backward])]
+            return [*phases, (1, [row_gradients.parameters] if small else [])]
         params = [gradients.parameters] if small else []
         if small and layout.request.logits is not None:
             params.append(gradients.logits)

@@ -1,8 +1,8 @@
 """Norms whose cells are runs of neighbouring values: over the last axis, and over short planes.
 
-Units are such rows, of ``TILE`` values; ``TILES`` rows follow one another until weights repeat. One
-kernel each way does everything while a row is in the cache; the forward keeps a mean in two parts
-and rstd for each row.
+Units are such rows, of ``TILE`` values; ``TILES`` rows follow one another until weights repeat, or
+within a row they repeat after ``LENGTH`` values, where channels are last. One kernel each way does
+everything while a row is in the cache; the forward keeps a mean in two parts and rstd for each row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from numba import carray
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
-    add,
     array,
     copy,
     double_of_bits,
@@ -24,7 +23,6 @@ from normalform.kernels.cpu.compiled import (
     kernel,
     load,
     peek,
-    poke,
     reduction,
     small_kernel,
     store,
@@ -35,9 +33,8 @@ from normalform.kernels.request import WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
-# Between the sums for weight and those for bias, so that they are no multiple of 4 KiB apart: a
-# load would have to wait for a store to the other array.
-APART = 168
+# Four times as many values at once, so far apart, would all want the same places in the cache.
+AGAIN = 1024
 
 
 @elementwise
@@ -58,10 +55,10 @@ def _wide(address: int, kind: int, default: float, channels: int, width: int, ou
 
 @small_kernel
 def expand(x: Any, args: int, part: int) -> None:
-    """Weight and bias in float64, one for each value of ``TILES`` rows."""
+    """Weight and bias in float64, one for each value until they repeat."""
     a, p = t.tables(args)
     wide, channels, width = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS], p[t.WIDTH]
-    values = p[t.TILES] * p[t.TILE]
+    values = p[t.TILES] * p[t.LENGTH]
     _wide(a[t.WEIGHT], p[t.WEIGHT_KIND], 1.0, channels, width, wide[:values])
     _wide(a[t.BIAS], p[t.BIAS_KIND], 0.0, channels, width, wide[values : 2 * values])
 
@@ -147,13 +144,13 @@ def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) 
 
 
 @helper
-def _fours(p: Any, rows: int) -> int:
+def fours_of(p: Any, rows: int) -> int:
     """How many times four rows are worked on at once, one of each quarter; they share a weight.
 
     Never where they come from beyond the cache: four streams were slower than one after the other,
     forward by half (25 MB).
     """
-    several = p[t.STAYS] == 1 and p[t.TILES] * p[t.TILE] <= WEIGHTS
+    several = p[t.STAYS] == 1 and p[t.LENGTH] == p[t.TILE] and p[t.TILES] * p[t.TILE] <= WEIGHTS
     return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
 
 
@@ -167,18 +164,34 @@ def _coefficients(k: Any, at: int, eps: float, kept: Any, row: int) -> None:
     k[at + 2] = kept[3 * row + 2] = rstd
 
 
+@helper
+def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any, k: Any) -> None:
+    """A row; where weights repeat within it, four times as many values at once."""
+    n, i = weight.size, 0
+    if 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0:
+        for again in range(3, 12, 3):
+            copy(k[again : again + 3], k)
+        while i + 4 * n <= values:
+            _write_four(data[i:], out[i:], n, weight, bias, k)
+            i += 4 * n
+    while i < values:
+        n = min(n, values - i)
+        _write_one(data[i : i + n], out[i : i + n], weight[:n], bias[:n], k)
+        i += n
+
+
 @kernel
 def forward(x: Any, args: int, part: int) -> None:
     """The output of some rows, and their mean and rstd."""
     a, p = t.tables(args)
     data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
-    weights = t.numbers(a[t.SCRATCH], 0)
-    biases, eps, k = weights[tiles * values :], double_of_bits(p[t.EPS]), workspace(12)
+    weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
+    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), workspace(12)
     start, end = t.items_of(p, part)
-    fours = _fours(p, end - start)
+    fours = fours_of(p, end - start)
     for r in range(start, start + fours):
-        w, at = r % tiles * values, r * values
+        w, at = r % tiles * length, r * values
         if values <= PIECE:
             _short_moments(data[at:], fours * values, values, p[t.CENTER], k)
         else:
@@ -187,152 +200,11 @@ def forward(x: Any, args: int, part: int) -> None:
                 _row_moments(data[row : row + values], p[t.CENTER], k[3 * i :])
         for i in range(4):
             _coefficients(k, 3 * i, eps, kept, r + i * fours)
-        weight, bias = weights[w : w + values], biases[w : w + values]
+        weight, bias = weights[w : w + length], biases[w : w + length]
         _write_four(data[at:], out[at:], fours * values, weight, bias, k)
     for r in range(start + 4 * fours, end):
-        w, at = r % tiles * values, r * values
-        row = data[at : at + values]
-        _row_moments(row, p[t.CENTER], k)
+        w, at = r % tiles * length, r * values
+        _row_moments(data[at : at + values], p[t.CENTER], k)
         _coefficients(k, 0, eps, kept, r)
-        _write_one(row, out[at : at + values], weights[w : w + values], biases[w : w + values], k)
-
-
-@reduction
-def _row_sums(row: Any, dy: Any, weight: Any, high: float) -> tuple[float, float]:
-    """``sum weight dy`` and ``sum weight dy (x - high)``."""
-    total, product = 0.0, 0.0
-    for j in range(row.size):
-        g = load(dy, j) * load(weight, j)
-        total += g
-        product += g * (load(row, j) - high)
-    return total, product
-
-
-@reduction
-def _four_sums(data: Any, dy: Any, step: int, weight: Any, k: Any) -> None:
-    """The same of four rows, ``step`` values apart, in the place of slope and offset."""
-    n = weight.size
-    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
-    g0, g1, g2 = dy[:n], dy[step : step + n], dy[2 * step : 2 * step + n]
-    x3, g3 = data[3 * step : 3 * step + n], dy[3 * step : 3 * step + n]
-    high0, high1, high2, high3 = k[0], k[5], k[10], k[15]
-    t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
-    q0, q1, q2, q3 = 0.0, 0.0, 0.0, 0.0
-    for j in range(n):
-        w = load(weight, j)
-        a, b, c, d = load(g0, j) * w, load(g1, j) * w, load(g2, j) * w, load(g3, j) * w
-        t0, t1, t2, t3 = t0 + a, t1 + b, t2 + c, t3 + d
-        q0, q1 = q0 + a * (load(x0, j) - high0), q1 + b * (load(x1, j) - high1)
-        q2, q3 = q2 + c * (load(x2, j) - high2), q3 + d * (load(x3, j) - high3)
-    k[3], k[4], k[8], k[9], k[13], k[14], k[18], k[19] = q0, t0, q1, t1, q2, t2, q3, t3
-
-
-@elementwise
-def _one(data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any) -> None:
-    """The gradient of a row, and its part in those of weight and bias."""
-    high, low, rstd, slope, offset = k[0], k[1], k[2], k[3], k[4]
-    for j in range(data.size):
-        u, g = load(data, j) - high, load(dy, j)
-        add(dbias, j, g)
-        g *= rstd
-        add(dweight, j, g * (u - low))
-        store(dx, j, g * load(weight, j) + (u * slope + offset))
-
-
-@elementwise
-def _four(
-    data: Any, dy: Any, dx: Any, step: int, weight: Any, dweight: Any, dbias: Any, k: Any
-) -> None:
-    """The same of four rows, ``step`` values apart: weight and its sums are read once for all."""
-    n = weight.size
-    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
-    g0, g1, g2 = dy[:n], dy[step : step + n], dy[2 * step : 2 * step + n]
-    d0, d1, d2 = dx[:n], dx[step : step + n], dx[2 * step : 2 * step + n]
-    x3, g3 = data[3 * step : 3 * step + n], dy[3 * step : 3 * step + n]
-    d3 = dx[3 * step : 3 * step + n]
-    high0, low0, rstd0, slope0, offset0 = k[0], k[1], k[2], k[3], k[4]
-    high1, low1, rstd1, slope1, offset1 = k[5], k[6], k[7], k[8], k[9]
-    high2, low2, rstd2, slope2, offset2 = k[10], k[11], k[12], k[13], k[14]
-    high3, low3, rstd3, slope3, offset3 = k[15], k[16], k[17], k[18], k[19]
-    for j in range(n):
-        w, a, b, c, d = load(weight, j), load(g0, j), load(g1, j), load(g2, j), load(g3, j)
-        add(dbias, j, (a + b) + (c + d))
-        a, b, c, d = a * rstd0, b * rstd1, c * rstd2, d * rstd3
-        u0, u1, u2, u3 = load(x0, j), load(x1, j), load(x2, j), load(x3, j)
-        u0, u1, u2, u3 = u0 - high0, u1 - high1, u2 - high2, u3 - high3
-        first, second = a * (u0 - low0) + b * (u1 - low1), c * (u2 - low2) + d * (u3 - low3)
-        add(dweight, j, first + second)
-        store(d0, j, a * w + (u0 * slope0 + offset0))
-        store(d1, j, b * w + (u1 * slope1 + offset1))
-        store(d2, j, c * w + (u2 * slope2 + offset2))
-        store(d3, j, d * w + (u3 * slope3 + offset3))
-
-
-@helper
-def _terms(p: Any, k: Any, at: int) -> None:
-    """From both sums of a row to slope and offset."""
-    low, rstd, product, total = k[at + 1], k[at + 2], k[at + 3], k[at + 4]
-    slope = -((product - low * total) * rstd) * (rstd * rstd) / p[t.TILE]
-    offset = -total * rstd / p[t.TILE] if p[t.CENTER] == 1 else 0.0
-    k[at + 3], k[at + 4] = slope, offset - low * slope
-
-
-@kernel
-def backward(x: Any, args: int, part: int) -> None:
-    """The gradient of some rows, and their part in those of weight and bias."""
-    a, p = t.tables(args)
-    data, dy = carray(x, (1 << 40,)), array(a[t.DY], x, 1 << 40)
-    dx, kept, values = array(a[t.DX], x, 1 << 40), t.numbers(a[t.SMALL], 0), p[t.TILE]
-    weights, tiles, k = t.numbers(a[t.SCRATCH], 0), p[t.TILES], workspace(20)
-    both = tiles * values + APART
-    dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * both * part)
-    dbiases = dweights[both:]
-    fill(dweights[: 2 * both], 0.0)
-    start, end = t.items_of(p, part)
-    fours = _fours(p, end - start)
-    for r in range(start, start + fours):
-        w, at = r % tiles * values, r * values
-        weight, dweight = weights[w : w + values], dweights[w : w + values]
-        for i in range(4):
-            copy(k[5 * i : 5 * i + 3], kept[3 * (r + i * fours) :])
-        _four_sums(data[at:], dy[at:], fours * values, weight, k)
-        for i in range(4):
-            _terms(p, k, 5 * i)
-        dbias = dbiases[w : w + values]
-        _four(data[at:], dy[at:], dx[at:], fours * values, weight, dweight, dbias, k)
-    for r in range(start + 4 * fours, end):
-        w, at = r % tiles * values, r * values
-        weight, dweight = weights[w : w + values], dweights[w : w + values]
-        row, g, out = data[at : at + values], dy[at : at + values], dx[at : at + values]
-        copy(k[:3], kept[3 * r :])
-        k[4], k[3] = _row_sums(row, g, weight, k[0])
-        _terms(p, k, 0)
-        _one(row, g, out, weight, dweight, dbiases[w : w + values], k)
-
-
-@elementwise
-def _sum(source: Any, to: Any) -> None:
-    for j in range(source.size):
-        add(to, j, load(source, j))
-
-
-@small_kernel
-def parameters(x: Any, args: int, part: int) -> None:
-    """The gradients of weight and bias, from those of all parts."""
-    a, p = t.tables(args)
-    sums, width, channels = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), p[t.WIDTH], p[t.CHANNELS]
-    values = p[t.TILES] * p[t.TILE]
-    parts = (p[t.ITEMS] + p[t.ITEMS_A_PART] - 1) // p[t.ITEMS_A_PART]
-    both = 2 * (values + APART)
-    for i in range(1, parts):
-        _sum(sums[both * i : both * (i + 1)], sums)
-    for c in range(channels):
-        dweight, dbias = 0.0, 0.0
-        for again in range(c * width, values, channels * width):
-            for j in range(again, again + width):
-                dweight += sums[j]
-                dbias += sums[values + APART + j]
-        if a[t.DWEIGHT] != 0:
-            poke(a[t.DWEIGHT], c, p[t.WEIGHT_KIND], dweight)
-        if a[t.DBIAS] != 0:
-            poke(a[t.DBIAS], c, p[t.BIAS_KIND], dbias)
+        weight, bias = weights[w : w + length], biases[w : w + length]
+        _write_row(p, data[at:], out[at:], values, weight, bias, k)
