@@ -1,10 +1,22 @@
 """A page of HTML, read as the tests need it."""
 
+import base64
+import csv
+import io
 import json
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 
 VOID = {"meta", "link", "br", "input", "img", "path", "line", "rect"}
+
+
+@dataclass
+class Table:
+    """A table: what stands over it, and its rows of cells, the head first."""
+
+    caption: str
+    rows: list[list[str]]
 
 
 class Page(HTMLParser):
@@ -17,6 +29,7 @@ class Page(HTMLParser):
         self.parts: list[str] = []
         self.scripts: list[str] = []
         self.row_names: list[str] = []
+        self.tables: list[Table] = []
         self.feed(html)
         self.close()
 
@@ -24,6 +37,12 @@ class Page(HTMLParser):
         self.elements.append((tag, {k: v or "" for k, v in attrs}))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append(Table("", []))
+        elif tag == "tr":
+            self.tables[-1].rows.append([])
+        elif tag in ("th", "td"):
+            self.tables[-1].rows[-1].append("")
 
     def handle_endtag(self, tag):
         if tag not in VOID:
@@ -33,6 +52,10 @@ class Page(HTMLParser):
         where = self.scripts if "script" in self.open else self.parts
         if "style" not in self.open:
             where.append(data)
+        if "caption" in self.open:
+            self.tables[-1].caption += data
+        elif "th" in self.open or "td" in self.open:
+            self.tables[-1].rows[-1][-1] += data
         if self.elements and self.elements[-1] == ("th", {"scope": "row"}) and "th" in self.open:
             self.row_names.append(data)
 
@@ -42,6 +65,25 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def outside(self) -> list[str]:
+        """What the page would ask a network for."""
+        names = ("src", "href", "action", "data", "srcset", "poster")
+        given = [a[name] for tag, a in self.elements for name in names if name in a]
+        return [target for target in given if not target.startswith(("data:", "#"))]
+
+    def table(self, caption: str) -> "list[dict[str, str]]":
+        """The rows of the table of this caption, by what stands over each cell."""
+        (found,) = [table for table in self.tables if table.caption == caption]
+        head, *rows = found.rows
+        return [dict(zip(head, row, strict=True)) for row in rows]
+
+    def csv(self, name: str) -> list[dict[str, str]]:
+        """A table that the page offers to save."""
+        (link,) = [a["href"] for a in self.all("a") if a.get("download") == name]
+        raw = base64.b64decode(link.removeprefix("data:text/csv;base64,"))
+        return list(csv.DictReader(io.StringIO(raw.decode())))
 
     @property
     def slots(self) -> list[dict]:

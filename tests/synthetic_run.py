@@ -292,3 +292,44 @@ def wrong(folder: Path, network: str, arm: str, images: int = 400) -> np.ndarray
     tables = [details(folder, i)["correct"] for i in ids]
     assert all(t.shape == (images,) for t in tables)
     return 1 - np.array(tables, dtype=float)
+
+
+def take_part(
+    whole: Path,
+    folder: Path,
+    *,
+    arms: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    **changed: str,
+) -> Path:
+    """A run folder with a part of another's runs, as if they had been made on their own.
+
+    Args:
+        whole: the other folder.
+        folder: where.
+        arms: labels; None for all.
+        seeds: None for all.
+        changed: columns that are different here, ``machine="Another"``.
+    """
+    meta = json.loads((whole / "run.json").read_text("utf-8"))
+    labels = [a["label"] for a in meta["arms"] if arms is None or a["label"] in set(arms)]
+    numbers = [s for s in meta["config"]["seeds"] if seeds is None or s in set(seeds)]
+    rows = [r for r in results(whole) if r["arm"] in labels and int(r["seed"]) in numbers]
+    (folder / "details").mkdir(parents=True)
+    for row in rows:
+        path = Path("details") / f"{row['run_id']}.npz"
+        if (whole / path).exists():
+            (folder / path).write_bytes((whole / path).read_bytes())
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | changed for row in rows)
+    meta["name"] = folder.name
+    meta["arms"] = [a for a in meta["arms"] if a["label"] in labels]
+    for name in ("seeds", "small_batch_seeds"):
+        kept = [s for s in meta["config"].get(name, []) if s in numbers]
+        meta["config"] |= {name: kept} if name in meta["config"] else {}
+    ids = {row["run_id"] for row in rows}
+    meta["runs"] = [run_id for run_id in meta["runs"] if run_id in ids]
+    (folder / "run.json").write_text(json.dumps(meta), encoding="utf-8")
+    return folder

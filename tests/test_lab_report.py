@@ -13,8 +13,9 @@ import pytest
 import vl_convert
 from PIL import Image
 
+from contrast import contrast
 from normalform.lab import report
-from normalform.lab.report import words
+from normalform.lab.report import style, words
 from normalform.lab.report.findings import load
 from normalform.lab.report.questions import questions
 from parsed_page import Page
@@ -140,7 +141,7 @@ def test_charts_compile_and_every_place_has_one(page: Page) -> None:
     drawn = page.drawn
     for name, spec in drawn["specs"].items():
         assert drawn["tables"][name], f"{name} has no data"
-        data = {table: drawn["data"][table] for table in drawn["tables"][name]}
+        data = {table: drawn["data"][key] for table, key in drawn["tables"][name].items()}
         compiled = vl_convert.vegalite_to_vega({**spec, "datasets": data})
         assert compiled["marks"], name
     for slot in page.slots:
@@ -180,6 +181,21 @@ def test_a_norm_has_one_colour_everywhere(page: Page) -> None:
     assert len(scales) == 1
     scale = json.loads(scales.pop())
     assert len(set(scale["range"])) == len(scale["domain"]) == 7
+
+
+def test_colours_can_be_seen_on_both_grounds(folder: Path, page: Page) -> None:
+    css = (folder / "report.html").read_text("utf-8")
+    light, dark = re.findall(r"--paper: (#\w{6})", css)
+    keys = ["batch", "sgd", "switch", "group", "layer", "instance", "none", "a", "b", "c", "d"]
+    assert len(set(style.colours(keys))) == 11
+    for colour in style.colours(keys):
+        assert contrast(colour, dark) >= 3, colour
+        assert contrast(colour, light) >= 2.2, colour  # a shape goes with each, and words
+    for name in ("ink", "soft", "link", "worse", "better"):
+        for ground, text in zip(
+            (light, dark), re.findall(rf"--{name}: (#\w{{6}})", css), strict=True
+        ):
+            assert contrast(text, ground) >= 4.5, name
 
 
 def test_every_answer_is_on_the_page(folder: Path, page: Page) -> None:
@@ -281,6 +297,23 @@ def test_nothing_finished_yet(tmp_path: Path) -> None:
     page = Page(report.write(empty).read_text("utf-8"))
     assert "22 of 22 runs are not finished" in page.text
     assert page.text.count("no result yet") == 24
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_data_that_are_not_images(
+    seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svgs = dict.fromkeys(NAMES, "")
+    monkeypatch.setattr("normalform.lab.report.plots.save", lambda *_: svgs)
+    signals = write_run(tmp_path / "signals", seeds=range(seeds), images=60, epochs=1)
+    meta = json.loads((signals / "run.json").read_text("utf-8"))
+    meta["data"]["shape"] = [8, 100]
+    (signals / "run.json").write_text(json.dumps(meta), "utf-8")
+    page = Page(report.write(signals).read_text("utf-8"))
+    assert "image" not in page.text + page.scripts[0]
+    assert page.text.count("of the test samples, ") > 20
+    assert "only fewer samples share each mean" in page.text
+    assert "statistics inside one sample." in page.text
 
 
 def test_only_norms_without_batch_statistics(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from normalform.lab.report import style, words
@@ -34,16 +34,31 @@ class Canvas:
         findings: what to draw.
         data: tables by name.
         width: pixels in a file; None on a page.
+        among: keys of all comparisons on the page, where there are several.
+        beside: the results of those whose main figure has the same scale.
     """
 
     findings: Findings
     data: dict[str, list[Record]]
     width: int | None = None
+    among: tuple[str, ...] = ()
+    beside: tuple[float, ...] = ()
+
+    def sized(self, width: int) -> Canvas:
+        """The same in a file."""
+        return replace(self, width=width)
 
     @property
     def keys(self) -> list[str]:
         """What has a colour of its own, in the order of the plan."""
-        return list(dict.fromkeys(arm.key for n in self.findings.networks for arm in n.arms))
+        own = (arm.key for n in self.findings.networks for arm in n.arms)
+        return list(dict.fromkeys(self.among or own))
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What a legend calls each key of its own."""
+        own = {arm.key for n in self.findings.networks for arm in n.arms}
+        return {k: words.key_title(self.findings, k) for k in self.keys if k in own}
 
     @property
     def sizes(self) -> list[str]:
@@ -85,8 +100,8 @@ class Canvas:
     def _legend(self) -> alt.Legend | None:
         if not self.width:
             return None
-        titles = {key: words.key_title(self.findings, key) for key in self.keys}
-        return alt.Legend(title=None, labelExpr=f"{json.dumps(titles)}[datum.label]")
+        titles = json.dumps(self.titles)
+        return alt.Legend(title=None, labelExpr=f"{titles}[datum.label]", values=list(self.titles))
 
 
 def matches(**where: str) -> str:

@@ -28,7 +28,7 @@ def error(canvas: Canvas, network: Network) -> Chart:
     x = alt.X("x:Q", axis=axis, scale=scale)
     y = alt.Y(
         "error:Q",
-        scale=log([r["error"] for r in canvas.data["dots"]]),
+        scale=log(canvas.beside or [r["error"] for r in canvas.data["dots"]]),
         axis=alt.Axis(
             title=f"{capital(canvas.findings.metric.axis)} (log scale)",
             ticks=False,
@@ -46,7 +46,7 @@ def error(canvas: Canvas, network: Network) -> Chart:
         .mark_line(strokeWidth=2.5)
         .encode(x=x, y=y, color=canvas.colour()),
         canvas.base("dots", network=network.name)
-        .mark_circle(size=26, opacity=0.45)
+        .mark_circle(size=26, opacity=0.6)
         .encode(x=x, y=y, color=canvas.colour(), tooltip="what:N"),
         points.mark_point(size=110, filled=True, opacity=1).encode(
             x=x, y=y, color=canvas.colour(), shape=canvas.shape(), tooltip="what:N"

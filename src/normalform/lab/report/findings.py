@@ -30,8 +30,9 @@ class Arm:
         usual_batch: the training step of the other arms.
         rows: its finished runs, by seed.
         details: what the runs recorded, by seed.
-        planned: how many runs the plan has.
+        seeds: those of the plan.
         metric: what is measured.
+        samples: what to call the data, see :attr:`Findings.samples`.
     """
 
     label: str
@@ -41,8 +42,9 @@ class Arm:
     usual_batch: int
     rows: Mapping[int, Row]
     details: Mapping[int, Details]
-    planned: int
+    seeds: tuple[int, ...]
     metric: Metric = METRICS["error"]
+    samples: str = "images"
 
     @property
     def key(self) -> str:
@@ -53,6 +55,11 @@ class Arm:
     def stem(self) -> str:
         """The norm without its number: ``"group"`` for ``"group:4"``."""
         return self.norm.partition(":")[0]
+
+    @property
+    def planned(self) -> int:
+        """How many runs the plan has."""
+        return len(self.seeds)
 
     @cached_property
     def errors(self) -> dict[int, float]:
@@ -161,6 +168,7 @@ class Findings:
         networks: the probe networks.
         nbs: the normalization batch sizes, largest first.
         damaged: what could not be read, in words.
+        mark: what the names of its charts begin with, on a page of several comparisons.
     """
 
     folder: Path
@@ -168,6 +176,7 @@ class Findings:
     networks: tuple[Network, ...]
     nbs: tuple[int, ...]
     damaged: tuple[str, ...]
+    mark: str = ""
 
     @property
     def metric(self) -> Metric:
@@ -177,7 +186,7 @@ class Findings:
     @property
     def samples(self) -> str:
         """What to call the data: images, or samples where they have another shape."""
-        return "images" if len(self.meta["data"]["shape"]) == 3 else "samples"
+        return _samples(self.meta)
 
     @property
     def own(self) -> bool:
@@ -215,6 +224,10 @@ def compare(a: Arm, b: Arm) -> Estimate | None:
     return paired_difference(a.wrong(seeds), b.wrong(seeds)) if seeds else None
 
 
+def _samples(meta: Mapping[str, Any]) -> str:
+    return "images" if len(meta["data"]["shape"]) == 3 else "samples"
+
+
 def _details(run: RunFolder, damaged: list[str]) -> dict[str, Details]:
     found: dict[str, Details] = {}
     for row in run.rows:
@@ -243,6 +256,7 @@ def _arm(
     own = {row.seed: row for row in rows if row.arm == shown["label"]}
     config = run.meta["config"]
     usual = shown["sgd_batch"] == config["sgd_batch"]
+    seeds = config["seeds"] if usual else config.get("small_batch_seeds", config["seeds"])
     return Arm(
         label=shown["label"],
         norm=shown["norm"],
@@ -251,6 +265,7 @@ def _arm(
         usual_batch=config["sgd_batch"],
         rows=dict(sorted(own.items())),
         details={s: details[r.run_id] for s, r in own.items() if r.run_id in details},
-        planned=len(config["seeds"] if usual else config.get("small_batch_seeds", config["seeds"])),
+        seeds=tuple(seeds),
         metric=metric_named(run.meta.get("metric", "error")),
+        samples=_samples(run.meta),
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 from normalform.lab.report import figures, histories, style, words
 from normalform.lab.report.canvas import Canvas, Chart, Spec, fill
 from normalform.lab.report.findings import Findings
-from normalform.lab.report.series import Record
 
 try:
     import vl_convert
@@ -17,30 +15,43 @@ except ImportError as missing:
     raise ImportError('the report needs vl-convert: pip install "normalform[lab]"') from missing
 
 
-def save(findings: Findings, data: Mapping[str, list[Record]], folder: Path) -> dict[str, str]:
-    """Write every chart as NAME.png and NAME.svg into the folder; return the SVG texts by name."""
+def save(canvas: Canvas) -> dict[str, str]:
+    """Write every chart as NAME.png and NAME.svg beside the results; return the SVGs by name."""
     written: dict[str, str] = {}
-    for name, title, rows in _posters(findings, dict(data)):
-        spec: Spec = {
-            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-            "title": _title(findings, title),
-            "vconcat": rows,
-            "datasets": data,
-            "config": {**style.THEME, "background": "white", "padding": 16},
-        }
-        svg = vl_convert.vegalite_to_svg(json.dumps(spec))
-        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
-        written[name] = svg
+    for name, spec in posters(canvas):
+        written[name] = vl_convert.vegalite_to_svg(json.dumps(spec))
+        (canvas.findings.folder / f"{name}.svg").write_text(written[name], encoding="utf-8")
+        png = vl_convert.svg_to_png(written[name], scale=2)
+        (canvas.findings.folder / f"{name}.png").write_bytes(png)
     return written
 
 
-def _posters(
-    findings: Findings, data: dict[str, list[Record]]
-) -> Iterator[tuple[str, str, list[Spec]]]:
+def draw(canvas: Canvas, name: str) -> str:
+    """One of the charts as SVG."""
+    spec = next(spec for other, spec in posters(canvas) if other == name)
+    return vl_convert.vegalite_to_svg(json.dumps(spec))
+
+
+def posters(canvas: Canvas) -> Iterator[tuple[str, Spec]]:
+    """Name and specification of each file."""
+    for name, title, rows in _rows(canvas):
+        yield (
+            name,
+            {
+                "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+                "title": _title(canvas.findings, title),
+                "vconcat": rows,
+                "datasets": canvas.data,
+                "config": {**style.THEME, "background": "white", "padding": 16},
+            },
+        )
+
+
+def _rows(canvas: Canvas) -> Iterator[tuple[str, str, list[Spec]]]:
     """Name, title and rows of charts of each file."""
+    findings, data = canvas.findings, canvas.data
     networks = findings.networks
-    wide, half, small = (Canvas(findings, data, width) for width in (470, 330, 150))
+    wide, half, small = (canvas.sized(width) for width in (470, 330, 150))
     title = f"Test {findings.metric.quantity} against normalization batch size"
     yield "error", title, [_row(_part(figures.error(wide, n)) for n in networks)]
     if data["differences"]:
@@ -59,11 +70,11 @@ def _posters(
 
 
 def _curves(canvas: Canvas) -> list[Spec]:
-    titles = {key: words.key_title(canvas.findings, key) for key in canvas.keys}
+    titles = canvas.titles
     chart = _part(figures.curve(canvas, "test_error"))
     return [
         _row(
-            (fill(chart, network=n.name, key=key, title=titles[key]) for key in canvas.keys),
+            (fill(chart, network=n.name, key=key, title=titles[key]) for key in titles),
             f"{n.heading}",
         )
         for n in canvas.findings.networks

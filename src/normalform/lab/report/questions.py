@@ -9,6 +9,10 @@ from itertools import product
 from normalform.lab.report.findings import Arm, Findings, Network, compare
 from normalform.lab.statistics import Estimate
 
+_TRUE = (
+    "In one arm the optimizer itself steps on so few {samples}, at a learning rate scaled down in "
+    "proportion. It takes many more steps, so more than one thing changes."
+)
 _Side = tuple[str, int | None]  # a norm and its NBS
 
 
@@ -36,29 +40,33 @@ def questions(findings: Findings) -> list[Question]:
     sizes = findings.nbs
     labels = findings.metric.name == "error"
     asked = [*_of_batch(sizes), *_of_others(sizes, labels=labels)] if sizes else []
-    found = [Question(text, why, tuple(_pairs(findings, pairs))) for text, why, pairs in asked]
+    found = [(text, why, tuple(_pairs(findings, pairs))) for text, why, pairs in asked]
     found.append(
-        Question(
+        (
             "Is a small block inside a large step the same as a truly small step?",
-            "In one arm the optimizer itself steps on so few images, at a learning rate scaled "
-            "down in proportion. It takes many more steps, so more than one thing changes.",
+            _TRUE,
             tuple(_true_batches(findings)),
         )
     )
-    return [question for question in found if question.comparisons]
+    samples = findings.samples
+    return [
+        Question(text, why.format(samples=samples, sample=samples[:-1]), comparisons)
+        for text, why, comparisons in found
+        if comparisons
+    ]
 
 
 def _of_batch(sizes: tuple[int, ...]) -> Iterator[tuple[str, str, list[tuple[_Side, _Side]]]]:
     large, small = sizes[0], sizes[-1]
     yield (
         "Does a smaller normalization batch hurt batch norm?",
-        "The optimizer takes the same steps; only fewer images share each mean.",
+        "The optimizer takes the same steps; only fewer {samples} share each mean.",
         [(("batch", nbs), ("batch", large)) for nbs in sizes[1:]],
     )
     for nbs in dict.fromkeys((small, large)):
         yield (
             f"At NBS {nbs}, batch norm or a norm that ignores the batch?",
-            "Group and layer norm take their statistics inside one image.",
+            "Group and layer norm take their statistics inside one {sample}.",
             [(("batch", nbs), (free, None)) for free in ("group", "layer")],
         )
 
@@ -74,7 +82,7 @@ def _of_others(
     )
     yield (
         f"Is instance norm good enough{' to tell classes apart' * labels}?",
-        "It takes away each image's own contrast, channel by channel.",
+        "It takes away each {sample}'s own contrast, channel by channel.",
         [(("instance", None), ("batch", large))],
     )
     yield (

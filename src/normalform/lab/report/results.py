@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from normalform.lab.report import series, style, words
-from normalform.lab.report.canvas import Canvas
 from normalform.lab.report.findings import Findings, Network
-from normalform.lab.report.markup import slot, still, table, text
+from normalform.lab.report.markup import slot, still, symbol, table, text
 from normalform.lab.report.questions import Comparison, Question
 
 _DETECTABLE = (
@@ -49,27 +48,32 @@ def header(findings: Findings, asked: Sequence[Question]) -> str:
     for damaged in findings.damaged:
         parts.append(f'<div class="short warning">{text(damaged)}</div>')
     if findings.seeds == 1:
-        parts.append(f'<div class="short warning">{text(words.about_seeds(1))}</div>')
+        alone = text(words.about_seeds(1, findings.samples))
+        parts.append(f'<div class="short warning">{alone}</div>')
     if short:
         items = "".join(f"<li>{text(line)}</li>" for line in short)
         parts.append(f'<div class="short"><h2>In short</h2><ul>{items}</ul></div>')
     return "\n".join(parts)
 
 
-def legend(canvas: Canvas) -> str:
-    """Buttons that show and hide a norm in every chart, and what the dashes mean."""
+def legend(titles: Mapping[str, str], sizes: Sequence[str]) -> str:
+    """Buttons that show and hide a norm in every chart, and what the dashes mean.
+
+    Args:
+        titles: what to call each key of :attr:`Arm.key`.
+        sizes: the normalization batch sizes that have a dash.
+    """
+    keys = list(titles)
     buttons = [
         f'<button type="button" aria-pressed="true" data-key="{text(key)}">'
-        f"{_symbol(shape, colour)}{text(words.key_title(canvas.findings, key))}</button>"
-        for key, shape, colour in zip(
-            canvas.keys, style.shapes(canvas.keys), style.colours(canvas.keys), strict=True
-        )
+        f"{symbol(shape, colour)}{text(titles[key])}</button>"
+        for key, shape, colour in zip(keys, style.shapes(keys), style.colours(keys), strict=True)
     ]
     dashes = [
         '<span><svg viewBox="0 0 30 8" aria-hidden="true"><line x1="0" y1="4" x2="30" y2="4" '
         f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dash[0]} {dash[1]}"/></svg>'
         f"NBS {size}</span>"
-        for size, dash in zip(canvas.sizes, style.DASHES, strict=False)
+        for size, dash in zip(sizes, style.DASHES, strict=False)
     ]
     return (
         '<nav class="legend" aria-label="Show or hide norms in all charts">'
@@ -77,30 +81,11 @@ def legend(canvas: Canvas) -> str:
     )
 
 
-_PATHS = {
-    "circle": "M-1,0A1,1 0 1,0 1,0A1,1 0 1,0 -1,0Z",
-    "square": "M-.9,-.9H.9V.9H-.9Z",
-    "triangle-up": "M0,-1L1,.8H-1Z",
-    "triangle-down": "M0,1L1,-.8H-1Z",
-    "diamond": "M0,-1.1L1,0L0,1.1L-1,0Z",
-    "cross": "M-1,-.35H-.35V-1H.35V-.35H1V.35H.35V1H-.35V.35H-1Z",
-    "wedge": "M0,-1L.5,.8H-.5Z",
-}
-
-
-def _symbol(shape: str, colour: str) -> str:
-    path = _PATHS.get(shape, shape)
-    return (
-        f'<svg viewBox="-1.3 -1.3 2.6 2.6" aria-hidden="true"><path d="{path}" '
-        f'fill="{colour}"/></svg>'
-    )
-
-
-def error(findings: Findings, svg: str) -> str:
-    """The main figure, with the table of values behind each mean."""
+def error(findings: Findings, svg: str, of: str = "") -> str:
+    """The main figure, with the table of values behind each mean; ``of`` which folder."""
     panels = "".join(
-        f"<div><h3>{n.heading}</h3><p class='soft'>{text(n.title)}</p>"
-        f"{slot(f'error:{n.name}', _error_label(n), {})}</div>"
+        f"<div><h3>{text(n.heading)}</h3><p class='soft'>{text(n.title)}</p>"
+        f"{slot(f'{findings.mark}error:{n.name}', _error_label(n), {})}</div>"
         for n in findings.networks
     )
     label = "; ".join(_error_label(n) for n in findings.networks)
@@ -114,17 +99,22 @@ def error(findings: Findings, svg: str) -> str:
     stars = [a for n in findings.networks for a in n.arms if a.key == "sgd"]
     if stars:
         caption += (
-            f" The star is trained with steps of {stars[0].sgd_batch} images; everywhere else the "
-            f"step is {stars[0].usual_batch} images, cut into blocks of NBS."
+            f" The star is trained with steps of {stars[0].sgd_batch} {findings.samples}; "
+            f"everywhere else the step is {stars[0].usual_batch}, cut into blocks of NBS."
         )
     counts = "".join(_values_table(n) for n in findings.networks)
     return (
-        f"<section><h2>Test {findings.metric.quantity} against normalization batch size</h2>"
+        f"<section><h2>{_of(of)}Test {findings.metric.quantity} against normalization batch size"
+        "</h2>"
         f'<figure><div class="live pair">{panels}</div>{still(svg, label)}'
         f"<figcaption>{text(caption)}</figcaption></figure>"
         f"<details><summary>Values behind each mean, layer by layer</summary>{counts}</details>"
         "</section>"
     )
+
+
+def _of(name: str) -> str:
+    return f"{text(name)}: " if name else ""
 
 
 def _error_label(network: Network) -> str:
@@ -148,14 +138,27 @@ def _values_table(network: Network) -> str:
     return table(text(caption), ["arm", *layers], rows)
 
 
-def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
-    """The questions, each answered in words for every network, and all differences in a chart."""
+def answers(
+    findings: Findings,
+    asked: Sequence[Question],
+    svg: str,
+    of: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """The questions, each answered in words for every network, and all differences in a chart.
+
+    Args:
+        findings: what they are asked of.
+        asked: the questions.
+        svg: all differences, for readers without JavaScript.
+        of: which folders, on a page of several.
+        notes: what else has to be said of the runs.
+    """
     if not asked:
         return ""
     panels = "".join(
-        f"<div><h3>{n.heading}</h3>"
-        f"{slot(f'differences:{n.name}', f'Differences, {n.called}', {})}"
-        "</div>"
+        f"<div><h3>{text(n.heading)}</h3>"
+        f"{slot(f'{findings.mark}differences:{n.name}', f'Differences, {n.called}', {})}</div>"
         for n in findings.networks
     )
     caption = (
@@ -163,8 +166,8 @@ def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
         "95 % interval, the grey band what this run could not have told from zero."
     )
     return (
-        "<section><h2>What the numbers say</h2>"
-        f'<p class="soft">{text(_about(findings))}</p>'
+        f"<section><h2>{_of(of)}What the numbers say</h2>"
+        f'<p class="soft">{text(" ".join([_about(findings), *notes]))}</p>'
         f'<figure><div class="live pair">{panels}</div>{still(svg, "All differences")}'
         f"<figcaption>{text(caption)}</figcaption></figure>"
         f"{''.join(_answer(findings, q) for q in asked)}</section>"
@@ -173,7 +176,7 @@ def answers(findings: Findings, asked: Sequence[Question], svg: str) -> str:
 
 def _answer(findings: Findings, question: Question) -> str:
     columns = "".join(
-        f"<div><h4>{n.heading}</h4><ul>"
+        f"<div><h4>{text(n.heading)}</h4><ul>"
         + "".join(_item(c) for c in question.comparisons if c.network is n)
         + "</ul></div>"
         for n in findings.networks

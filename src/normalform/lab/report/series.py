@@ -20,7 +20,7 @@ class Column:
         short: the same where there is little room.
         values: the values behind each mean of the last layer, the second line.
         arms: the arms.
-        inside: statistics come from inside one image, so NBS has no meaning there.
+        inside: statistics come from inside one sample, so NBS has no meaning there.
     """
 
     label: str

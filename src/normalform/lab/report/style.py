@@ -28,7 +28,7 @@ SHAPES: Mapping[str, str] = {
     "instance": "triangle-down",
     "none": "cross",
 }
-_SPARE = ("#882255", "#999933", "#44AA99", "#AA4499")  # for norms beyond the usual ones
+_SPARE = ("#B5446E", "#999933", "#44AA99", "#AA4499")  # for norms beyond the usual ones
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 4])
 FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
@@ -50,6 +50,7 @@ THEME: Mapping[str, Any] = {
         "titleFontWeight": "normal",
         "labelPadding": 5,
     },
+    "rule": {"color": "currentColor"},
     "text": {"color": "currentColor", "font": FONT, "fontSize": 11},
     "title": {
         "color": "currentColor",
@@ -60,6 +61,7 @@ THEME: Mapping[str, Any] = {
         "fontWeight": 600,
         "offset": 10,
     },
+    "header": {"labelColor": "currentColor", "titleColor": "currentColor"},
     "legend": {
         "labelColor": "currentColor",
         "titleColor": "currentColor",
@@ -75,7 +77,7 @@ def colours(keys: Sequence[str]) -> list[str]:
     """A colour for each key. The first of a norm has the norm's own, others take spare ones.
 
     >>> colours(["batch", "group:4", "group:8"])
-    ['#0072B2', '#009E73', '#882255']
+    ['#0072B2', '#009E73', '#B5446E']
     """
     free = iter(_SPARE * (1 + len(keys) // len(_SPARE)))
     found: list[str] = []

@@ -11,8 +11,8 @@ from normalform.lab.report.markup import choices, mini, slot, still, text
 def learning(canvas: Canvas, svg: str) -> str:
     """Learning curves, one small chart a norm."""
     rows = "".join(
-        f"<h3>{network.heading}</h3>"
-        f'<div class="minis">{"".join(_curve(canvas, network, key) for key in canvas.keys)}</div>'
+        f"<h3>{text(network.heading)}</h3>"
+        f'<div class="minis">{"".join(_curve(canvas, network, key) for key in canvas.titles)}</div>'
         for network in canvas.findings.networks
     )
     kinds = histories.curve_kinds(canvas.findings)
@@ -47,7 +47,7 @@ def blends(findings: Findings, svg: str) -> str:
         return ""
     epochs = findings.meta["config"]["epochs"]
     panels = "".join(
-        f"<div><h3>{n.heading}: weights of the {kind}</h3>"
+        f"<div><h3>{text(n.heading)}: weights of the {kind}</h3>"
         f"{slot(f'blend:{n.name}', _blend_label(n, kind), {'kind': kind})}</div>"
         for n in networks
         for kind in ("mean", "variance")
@@ -94,15 +94,15 @@ def _left_out(networks: list[Network]) -> str:
 def activations(findings: Findings, svg: str) -> str:
     """Activations with and without norms, one small chart a layer."""
     rows = "".join(
-        f"<h3>{n.heading}</h3>"
+        f"<h3>{text(n.heading)}</h3>"
         f'<div class="minis wide">{"".join(_layer(n, i + 1) for i in range(len(n.layers)))}</div>'
         for n in findings.networks
     )
     kinds = histories.activation_kinds(findings)
     caption = (
-        "Measured on the same training images before training (epoch 0) and after each epoch; "
-        "means over the seeds. Spread is the standard deviation over all channels, positions and "
-        "images, on a log scale."
+        f"Measured on the same training {findings.samples} before training (epoch 0) and after "
+        "each epoch; means over the seeds. Spread is the standard deviation over all channels, "
+        f"positions and {findings.samples}, on a log scale."
     )
     return (
         "<section><h2>Activations, with and without norms</h2>"

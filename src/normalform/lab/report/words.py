@@ -33,7 +33,7 @@ _ABOUT_OWN = (
     "the schedule and SGD are this command's; training in use elsewhere has its own."
 )
 _ABOUT_DATA = (
-    "The training images were the same in every run; no interval says what others would give."
+    "The training {samples} were the same in every run; no interval says what others would give."
 )
 
 
@@ -44,7 +44,7 @@ def title(arm: Arm) -> str:
     if number:
         text += f" ({number} groups)" if arm.stem == "group" else f" ({number})"
     if arm.key == "sgd":
-        return f"{text} with steps of {arm.sgd_batch} images"
+        return f"{text} with steps of {arm.sgd_batch} {arm.samples}"
     return text if arm.nbs is None else f"{text} at NBS {arm.nbs}"
 
 
@@ -127,20 +127,21 @@ def sentence(comparison: Comparison) -> str:
     error_a, error_b = (metric.shown(float(arm.wrong(seeds).mean())) for arm in (a, b))
     other = f"at NBS {b.nbs}" if a.norm == b.norm and a.key == b.key else title(b)
     if metric.name == "error":
-        said = [f"{capital(title(a))} was wrong on {error_a} of the test images, "]
+        said = [f"{capital(title(a))} was wrong on {error_a} of the test {a.samples}, "]
         said[0] += f"{other} on {error_b}."
     else:
         said = [f"{capital(title(a))} had a test {metric.quantity} of {error_a}, "]
         said[0] += f"{other} of {error_b}."
-    said.append(_difference(found, metric))
+    said.append(_difference(found, a))
     said.extend(_doubts(found, a, b))
     return " ".join(said)
 
 
-def _difference(found: Estimate, metric: Metric) -> str:
+def _difference(found: Estimate, arm: Arm) -> str:
+    metric = arm.metric
     if found.identical:
         what = "made the same mistakes" if metric.name == "error" else "gave the same results"
-        return f"Both {what}, on every image and with every seed."
+        return f"Both {what}, on every {arm.samples[:-1]} and with every seed."
     low, mean, high = (
         points(value, sign=True, metric=metric) for value in (found.low, found.mean, found.high)
     )
@@ -152,7 +153,7 @@ def _difference(found: Estimate, metric: Metric) -> str:
 
 def _doubts(found: Estimate, a: Arm, b: Arm) -> Iterable[str]:
     if found.seeds == 1:
-        yield "One seed: the interval is about other test images, not about other seeds."
+        yield f"One seed: the interval is about other test {a.samples}, not about other seeds."
     elif found.seeds < min(a.planned, b.planned):
         yield f"Only {found.seeds} of {min(a.planned, b.planned)} seeds are finished for both."
     elif found.seeds == 2:
@@ -217,7 +218,7 @@ def limits(findings: Findings, comparisons: int) -> list[str]:
     size = f"{data['train']:,} {findings.samples} to train on, {data['test']:,} to test on"
     said = [
         _ABOUT_OWN if findings.own else _ABOUT_VALUES,
-        f"The data are small: {size}. {_ABOUT_DATA}",
+        f"The data are small: {size}. {_ABOUT_DATA.format(samples=findings.samples)}",
     ]
     rates = config.get("choices", [])
     said.append(
@@ -229,7 +230,7 @@ def limits(findings: Findings, comparisons: int) -> list[str]:
         + f" and {config['epochs']} epochs for all. "
         "A norm that loses here may win with settings of its own."
     )
-    said.append(about_seeds(seeds))
+    said.append(about_seeds(seeds, findings.samples))
     if comparisons > 1:
         said.append(
             f"{comparisons} differences are tested at 95 % each. Where nothing differs, about one "
@@ -238,15 +239,15 @@ def limits(findings: Findings, comparisons: int) -> list[str]:
     return said
 
 
-def about_seeds(seeds: int) -> str:
+def about_seeds(seeds: int, samples: str) -> str:
     """What the number of seeds allows to say."""
     if seeds == 1:
         return (
             "One seed is too few to say anything about the norms in general. The intervals cover "
-            "other test images only; another seed may turn a difference round."
+            f"other test {samples} only; another seed may turn a difference round."
         )
     few = "Two seeds say little; the intervals are wide for that reason. " if seeds == 2 else ""
     return (
-        f"{few}The intervals are made for other seeds and other test images of the same kind, "
+        f"{few}The intervals are made for other seeds and other test {samples} of the same kind, "
         f"from {seeds} seeds."
     )

@@ -4,6 +4,7 @@
   const options = { renderer: "svg", actions: false, config: page.theme };
   const views = new Map(); // slot element -> view
   const hidden = new Set();
+  const off = {}; // name of a chart -> what its own buttons hide
   const chosen = {}; // group -> quantity
   let epoch = null;
 
@@ -14,9 +15,12 @@
     for (const [key, value] of Object.entries(values)) text = text.replaceAll(`@${key}`, value);
     const copy = JSON.parse(text);
     const now = { off: [...hidden], ...(epoch === null ? {} : { epoch }) };
-    for (const param of copy.params) if (param.name in now) param.value = now[param.name];
-    copy.datasets = { ...copy.datasets };
-    for (const table of page.tables[name]) copy.datasets[table] = page.data[table];
+    for (const param of copy.params ?? []) if (param.name in now) param.value = now[param.name];
+    const gone = off[name] ?? {}; // field -> hidden values
+    copy.datasets = Object.fromEntries(Object.entries(copy.datasets ?? {}).map(([table, rows]) => [
+      table, rows.filter((row) => !Object.entries(gone).some(([field, values]) => values.has(String(row[field])))),
+    ]));
+    for (const [table, key] of Object.entries(page.tables[name])) copy.datasets[table] = page.data[key];
     return copy;
   }
 
@@ -42,6 +46,18 @@
       tell("off", [...hidden]);
     });
   }
+  for (const button of document.querySelectorAll(".keys button")) {
+    const name = button.parentElement.dataset.of;
+    const slot = [...document.querySelectorAll("[data-chart]")].find((one) => JSON.parse(one.dataset.chart).spec === name);
+    const { field, value } = button.dataset;
+    button.addEventListener("click", () => {
+      const values = ((off[name] ??= {})[field] ??= new Set());
+      const hide = !values.has(value);
+      if (hide) values.add(value); else values.delete(value);
+      button.setAttribute("aria-pressed", String(!hide));
+      draw(slot);
+    });
+  }
   for (const input of document.querySelectorAll(".controls input[type=radio]")) {
     if (input.checked) chosen[input.name] = input.value;
     input.addEventListener("change", () => {
@@ -58,7 +74,9 @@
     });
   }
   (async () => {
-    for (const slot of document.querySelectorAll("[data-chart]")) await draw(slot);
+    for (const slot of document.querySelectorAll("[data-chart]")) {
+      try { await draw(slot); } catch (error) { slot.textContent = `This chart cannot be drawn: ${error.message}`; }
+    }
     document.body.dataset.drawn = "true";
   })();
 })();
