@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 # One thread each: tests run in two processes.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: compare check bench gallery test lint format clean
+.PHONY: compare experiments check bench gallery test lint format clean
 
 compare: $(VENV)/.lab
 	$(BIN)/normalform compare $(ARGS)
+
+experiments: $(VENV)/.lab
+	$(BIN)/normalform compare --experiment all $(ARGS)
 
 check: $(VENV)/.lab
 	$(BIN)/normalform check $(ARGS)

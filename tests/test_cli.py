@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from normalform import cli
-from normalform.lab import check
+from normalform.lab import check, report
+from normalform.lab.experiments import EXPERIMENTS, command
+from normalform.lab.experiments.plan import Options
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cyclegan_generator.py"
 
@@ -35,6 +38,14 @@ def run(capsys, *arguments):
         (["compare", "--seeds", "0"], "seeds 0: at least 1"),
         (["compare", "--lr", "nan"], "lr nan"),
         (["compare", "--name", "../up"], "not a folder's name"),
+        (["compare", "--full"], "--full is for the experiments"),
+        (
+            ["compare", "--experiment", "smal"],
+            "experiment 'smal': unknown; there are small-batches",
+        ),
+        (["compare", "--experiment", "all", "--seeds", "0"], "seeds 0: at least 1"),
+        (["compare", "--experiment", "all", "--nbs", "2"], "--nbs does not go with --experiment"),
+        (["compare", "--experiment", "all", "--data", "x"], "--data does not go with --experiment"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, words, capsys):
@@ -53,6 +64,39 @@ def test_what_cannot_be_read_is_said_in_one_line(arguments, capsys):
     assert stopped.value.code == 2
     assert printed.err.count("\n") == 1
     assert "--help" in printed.err
+
+
+def test_the_experiments_are_listed_in_one_line(capsys):
+    status, printed = run(capsys, "compare", "--experiment", "list")
+    assert status == 0
+    assert printed.out == ", ".join(EXPERIMENTS) + "\n"
+
+
+def test_experiments_are_not_for_torchrun(capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    status, printed = run(capsys, "compare", "--experiment", "all")
+    assert status == 2
+    assert "--experiment does not go with torchrun" in printed.err
+
+
+def test_the_experiments_that_are_asked_for_are_run(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "run", asked.append)
+    arguments = ("compare", "--experiment", "a,b", "--quick", "--seeds", "2", "--workers", "1")
+    assert run(capsys, *arguments, "--out", "x", "--name", "y")[0] == 0
+    typed = shlex.join(["normalform", *arguments, "--out", "x", "--name", "y"])
+    (options,) = asked
+    assert options == Options(
+        ("a", "b"), quick=True, seeds=2, workers=1, out=Path("x"), name="y", command=typed
+    )
+
+
+def test_folders_are_reported_on_together(capsys, monkeypatch):
+    monkeypatch.setattr(report, "merge", lambda folders, out: (folders, out))
+    assert run(capsys, "report", "a", "b", "--out", "c.html") == (
+        0,
+        ("Report: ([PosixPath('a'), PosixPath('b')], PosixPath('c.html'))\n", ""),
+    )
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):

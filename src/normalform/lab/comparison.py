@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalform.lab.data import Dataset, load
-from normalform.lab.environment import cores, environment
-from normalform.lab.plan import Options, describe, folder_of, planned, settle
+from normalform.lab.environment import environment
+from normalform.lab.plan import Options, cost, describe, folder_of, planned, settle
 from normalform.lab.records import Writer, read
 from normalform.lab.rows import Row
 from normalform.lab.samples import take
 from normalform.lab.train import Outcome, Run
-from normalform.lab.workers import Done, train_all, train_here
+from normalform.lab.workers import Done, Epoch, side_by_side, train_all, train_here
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,14 +29,17 @@ _EXTRA = {
     "PIL": "pillow",
     "scipy": "scipy",
 }
-MOST_WORKERS = 8
 
 
-def compare(options: Options) -> Path:
+Trained = Callable[[Mapping[str, Run], Dataset], Iterable[Epoch | Done]]
+
+
+def compare(options: Options, trained: Trained | None = None) -> Path:
     """Train every arm that has no finished run yet, print a table, write the report.
 
     Args:
         options: what to compare; the defaults are the main comparison.
+        trained: trains the runs and reports as it goes; by default workers do.
 
     Returns:
         The path of ``report.html``, or of the folder where none is wanted.
@@ -48,20 +51,15 @@ def compare(options: Options) -> Path:
         RuntimeError: a worker failed.
         KeyboardInterrupt: after a line on how to go on; finished runs are kept.
     """
-    _require_extra()
+    require_extra()
     from rich.console import Console
 
     from normalform.lab.progress import results_table
 
     console = Console(highlight=False, markup=False, quiet=options.quiet)
     settings = settle(options)
-    if options.model is None:
-        if options.metric != "error":
-            raise ValueError(f"metric {options.metric} needs a model of your own: --model")
-        data = load(options.data)
-    else:
-        data = take(options.data, options.metric)
-        _require_picklable(options)
+    data = dataset_of(options)
+    _require_picklable(options)
     arms, runs = planned(settings, data, options.model)
     folder = folder_of(options, data)
     meta = describe(settings, arms, runs, data, folder.name) | _dates(folder)
@@ -71,7 +69,7 @@ def compare(options: Options) -> Path:
         _say_what_is_there(console, writer, runs, missing)
         try:
             if missing:
-                _train(console, writer, missing, data, options)
+                _train(console, writer, missing, data, trained or _trained(options))
         except KeyboardInterrupt:
             done = len(read(folder).rows)
             console.print(
@@ -91,7 +89,26 @@ def compare(options: Options) -> Path:
     return path
 
 
-def _require_extra() -> None:
+def dataset_of(options: Options) -> Dataset:
+    """The data to compare on.
+
+    Raises:
+        FileNotFoundError: there is no such data.
+        ValueError: they cannot be used.
+    """
+    if options.model is not None:
+        return take(options.data, options.metric)
+    if options.metric != "error":
+        raise ValueError(f"metric {options.metric} needs a model of your own: --model")
+    return load(options.data)
+
+
+def require_extra() -> None:
+    """Refuse to begin what could not be shown.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra ``lab`` is missing.
+    """
     missing = [name for module, name in _EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ModuleNotFoundError(
@@ -100,7 +117,7 @@ def _require_extra() -> None:
 
 
 def _require_picklable(options: Options) -> None:
-    if options.here:
+    if options.here or options.model is None:
         return
     try:
         pickle.dumps(options.model)
@@ -113,12 +130,12 @@ def _require_picklable(options: Options) -> None:
 
 def _dates(folder: Path) -> dict[str, str]:
     """When the comparison began and when it was last worked on."""
-    now = _now()
+    at = now()
     try:
         created = str(read(folder).meta["created"])
     except (KeyError, ValueError):
-        created = now
-    return {"created": created, "updated": now}
+        created = at
+    return {"created": created, "updated": at}
 
 
 def _say_what_is_there(
@@ -141,19 +158,22 @@ def _say_what_is_there(
         console.print(f"{len(writer.finished)} of {len(runs)} runs are finished; going on.")
 
 
+def _trained(options: Options) -> Trained:
+    return train_here if options.here else partial(train_all, workers=side_by_side(options.workers))
+
+
 def _train(
     console: Console,
     writer: Writer,
     missing: Mapping[str, Run],
     data: Dataset,
-    options: Options,
+    trained: Trained,
 ) -> None:
-    from normalform.lab.progress import Progress
+    from normalform.lab.progress import Progress, Work
 
-    side_by_side = options.workers or min(cores(), MOST_WORKERS)
-    messages = train_here if options.here else partial(train_all, workers=side_by_side)
-    with Progress(console, missing) as progress:
-        for message in messages(missing, data):
+    work = {run_id: Work(run.epochs, cost(run)) for run_id, run in missing.items()}
+    with Progress(console, work) as progress:
+        for message in trained(missing, data):
             if isinstance(message, Done):
                 run = missing[message.run_id]
                 writer.add(
@@ -187,11 +207,12 @@ def _row(run_id: str, run: Run, outcome: Outcome, data: Dataset) -> Row:
         train_images=len(data.x_train),
         test_images=len(data.x_test),
         values_per_statistic_min=fewest,
-        date=_now(),
+        date=now(),
         **measured,
         **where,
     )
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as it stands in every row."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

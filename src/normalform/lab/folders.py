@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, cast
 
 if sys.platform == "win32":
     import msvcrt
@@ -59,6 +62,54 @@ def _refuse_foreign(folder: Path, what: str, mark: str, is_ours: Callable[[Path]
             f"{folder} holds {foreign[0]} and no {mark} of ours: it is not a {what}'s folder; "
             "choose another name"
         )
+
+
+def inside(out: Path, name: str) -> Path:
+    """The folder ``name`` in ``out``.
+
+    Raises:
+        ValueError: the name is not one for a folder.
+    """
+    if not name or name != Path(name).name or name in (".", ".."):
+        raise ValueError(f"name {name!r} is not a folder's name; --out says where it is made")
+    return out / name
+
+
+def plain(name: str) -> str:
+    """A name as it may stand in that of a file.
+
+    >>> plain("batch 2, SGD batch 2")
+    'batch-2-SGD-batch-2'
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+
+
+def read_mark(path: Path, form: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """What stands in the file that marks a folder as ours.
+
+    Args:
+        path: the file, of JSON.
+        form: its ``format`` and ``version``.
+        what: a "comparison", for errors.
+
+    Raises:
+        ValueError: it is not there, or of another kind or version.
+    """
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        meta = cast(dict[str, Any], found if isinstance(found, dict) else {})
+    except (OSError, ValueError):
+        meta = {}
+    if meta.get("format") != form["format"]:
+        raise ValueError(
+            f"{path.parent} is not the folder of a {what}: no {path.name} of ours in it"
+        )
+    if meta.get("version") != form["version"]:
+        raise ValueError(
+            f"{path.parent} was written in format {meta.get('version')}, this normalform reads "
+            f"{form['version']}; choose another name"
+        )
+    return meta
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from normalform.lab.arms import FAMILIES, SGD_BATCH, Arm, plan_arms
 from normalform.lab.data import Dataset
 from normalform.lab.environment import version
 from normalform.lab.fit import look
+from normalform.lab.folders import inside, plain
 from normalform.lab.models import OwnNetwork, own_network
 from normalform.lab.networks import NETWORKS, STRIDE8, Network
 from normalform.lab.records import FORMAT
@@ -46,6 +46,7 @@ class Options:
         here: train in this process, one run after the other.
         quiet: print nothing.
         report: write the report.
+        processes: that share each SGD batch, see :mod:`normalform.lab.distributed`.
     """
 
     data: Any = "fashion"
@@ -64,6 +65,7 @@ class Options:
     here: bool = False
     quiet: bool = False
     report: bool = True
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Settings:
         norms: norms as in the arms.
         lr: learning rate at an SGD batch of 32.
         choices: several of them, of which each run takes the best.
+        processes: that share each SGD batch.
     """
 
     seeds: int
@@ -88,6 +91,7 @@ class Settings:
     norms: tuple[str, ...]
     lr: float
     choices: tuple[float, ...] = ()
+    processes: int = 1
 
 
 DEFAULT = Settings(4, 2, 5, (32, 8, 2), FAMILIES, 0.05)
@@ -115,14 +119,16 @@ def settle(options: Options) -> Settings:
     for lr in rates or (math.nan,):
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr {lr}: the learning rate is a positive number")
+    small = default.small_batch_seeds if options.processes == 1 else 0
     return Settings(
         options.seeds or default.seeds,
-        (options.seeds or default.small_batch_seeds) if default.small_batch_seeds else 0,
+        (options.seeds or small) if small else 0,
         options.epochs or default.epochs,
         default.nbs if options.nbs is None else tuple(options.nbs),
         default.norms if options.norms is None else tuple(options.norms),
         rates[0],
         rates if len(rates) > 1 else (),
+        options.processes,
     )
 
 
@@ -135,11 +141,10 @@ def folder_of(options: Options, data: Dataset) -> Path:
     name = options.name
     if name is None:
         name = data.name + "-quick" * options.quick
+        name += f"-{options.processes}-processes" * (options.processes > 1)
         if options.model is not None:
-            name = f"{_plain(own_network(options.model, 1).name)}-{name}"
-    if not name or name != Path(name).name or name in (".", ".."):
-        raise ValueError(f"name {name!r} is not a folder's name; --out says where it is made")
-    return options.out / name
+            name = f"{plain(own_network(options.model, 1).name)}-{name}"
+    return inside(options.out, name)
 
 
 def plan_runs(settings: Settings, arms: Sequence[Arm], networks: Sequence[Networks]) -> list[Run]:
@@ -148,13 +153,10 @@ def plan_runs(settings: Settings, arms: Sequence[Arm], networks: Sequence[Networ
     Within a seed the long runs come first, so that no worker is left with one at the end.
     """
     runs: list[Run] = []
+    same = (settings.epochs, settings.lr, settings.choices, settings.processes)
     for seed in range(max(settings.seeds, settings.small_batch_seeds)):
         arms_now = [arm for arm in arms if seed < seeds_of(arm, settings)]
-        pairs = [
-            Run(network, arm, seed, settings.epochs, settings.lr, settings.choices)
-            for network in networks
-            for arm in arms_now
-        ]
+        pairs = [Run(network, arm, seed, *same) for network in networks for arm in arms_now]
         runs += sorted(pairs, key=cost, reverse=True)
     return runs
 
@@ -192,17 +194,13 @@ def run_id(run: Run, data: Dataset) -> str:
         "lr": run.lr,
         "momentum": MOMENTUM,
         **({"choices": run.choices} if run.choices else {}),
+        **({"processes": run.processes} if run.processes > 1 else {}),
         **({"metric": data.metric} if data.metric != "error" else {}),
         **({} if data.scaled else {"scaled": False}),
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-    arm = _plain(run.arm.label.lower())
-    return f"{_plain(run.network.name)}_{arm}_s{run.seed}_{digest}"
-
-
-def _plain(name: str) -> str:
-    """A name as it may stand in that of a file."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+    arm = plain(run.arm.label.lower())
+    return f"{plain(run.network.name)}_{arm}_s{run.seed}_{digest}"
 
 
 def _identity(network: Networks) -> object:
@@ -238,6 +236,7 @@ def describe(
             "norms": list(settings.norms),
             "lr": settings.lr,
             "choices": list(settings.choices),
+            "processes": settings.processes,
             "momentum": MOMENTUM,
             "sgd_batch": SGD_BATCH,
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,10 +13,15 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from normalform.lab.metrics import capital, metric_named
-from normalform.lab.plan import cost
 from normalform.lab.records import RunFolder
 from normalform.lab.rows import Row
-from normalform.lab.train import Run
+
+
+class Work(NamedTuple):
+    """What there is to do in a run: so many epochs, and about how long each takes, in any unit."""
+
+    epochs: int
+    cost: float
 
 
 class Progress:
@@ -26,13 +31,13 @@ class Progress:
 
     Args:
         console: where to show it.
-        runs: the runs to do.
+        work: the runs to do, by id.
     """
 
-    def __init__(self, console: Console, runs: Mapping[str, Run]) -> None:
+    def __init__(self, console: Console, work: Mapping[str, Work]) -> None:
         self._console = console
-        self._costs = {run_id: cost(run) for run_id, run in runs.items()}
-        self._left = {run_id: run.epochs * cost(run) for run_id, run in runs.items()}
+        self._costs = {run_id: run.cost for run_id, run in work.items()}
+        self._left = {run_id: run.epochs * run.cost for run_id, run in work.items()}
         self._done = 0
         self._bar = Bar(
             TextColumn("{task.fields[done]} of {task.fields[runs]} runs"),
@@ -44,8 +49,9 @@ class Progress:
             console=console,
             expand=True,
             disable=not console.is_terminal,
+            speed_estimate_period=300,  # a run may take half a minute
         )
-        self._task = self._bar.add_task("", total=sum(self._left.values()), done=0, runs=len(runs))
+        self._task = self._bar.add_task("", total=sum(self._left.values()), done=0, runs=len(work))
 
     def epoch(self, run_id: str) -> None:
         """An epoch of a run is finished."""

@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from normalform.lab.folders import claim, replace
+from normalform.lab.folders import claim, read_mark, replace
 from normalform.lab.rows import Row as Row
 from normalform.lab.rows import read_rows, to_csv
 
@@ -162,19 +162,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        found: Any = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        meta = cast(dict[str, Any], found if isinstance(found, dict) else {})
-    except (OSError, ValueError):
-        meta = {}
-    if meta.get("format") != FORMAT["format"]:
-        raise ValueError(f"{folder} is not the folder of a comparison: no run.json of ours in it")
-    if meta.get("version") != FORMAT["version"]:
-        raise ValueError(
-            f"{folder} was written in format {meta.get('version')}, this normalform reads "
-            f"{FORMAT['version']}; choose another name"
-        )
-    return meta
+    return read_mark(folder / "run.json", FORMAT, "comparison")
 
 
 def _details_path(folder: Path, run_id: str) -> Path:

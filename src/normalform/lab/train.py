@@ -3,7 +3,7 @@
 Stochastic gradient descent with momentum 0.9 and a learning rate that falls from ``lr`` to 0 along
 a cosine. A seed fixes the initial weights and the order of the images, each from a stream of its
 own, so that runs of equal seed differ in their norm alone. An epoch is as many whole batches of 32
-as the training set holds, in every arm.
+as the training set holds, in every arm; of larger ones where the SGD batch is larger.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from normalform.lab.networks import Network, Probe, initialize
 MOMENTUM = 0.9
 TEST_BATCH = 100  # small enough for the cache
 HELD_OUT = 5  # every fifth training sample chooses the learning rate, where there is a choice
-_INIT, _ORDER = range(2)  # random streams of a seed
+INIT, ORDER = range(2)  # random streams of a seed
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Run:
         arm: the norm and its batch sizes.
         seed: fixes initial weights and order.
         epochs: passes over the training set.
-        lr: the learning rate at an SGD batch of 32; smaller batches scale it down linearly.
+        lr: the learning rate at an SGD batch of 32; other batches scale it linearly.
         choices: learning rates of which the run takes the best, see :func:`choose`; none where
             ``lr`` is fixed.
+        processes: that share each SGD batch, see :mod:`normalform.lab.distributed`.
     """
 
     network: Network | OwnNetwork
@@ -52,6 +53,7 @@ class Run:
     epochs: int
     lr: float
     choices: tuple[float, ...] = ()
+    processes: int = 1
 
     @property
     def peak_lr(self) -> float:
@@ -105,13 +107,22 @@ class Images:
         return found
 
 
-def train(run: Run, images: Images, progress: Callable[[], None] = lambda: None) -> Outcome:
+Trainer = Callable[[Run, Probe | OwnModel, Images], Iterable[tuple[float, float]]]
+
+
+def train(
+    run: Run,
+    images: Images,
+    progress: Callable[[], None] = lambda: None,
+    trainer: Trainer | None = None,
+) -> Outcome:
     """Train and measure one run.
 
     Args:
         run: what to train.
         images: on what.
         progress: called after each epoch.
+        trainer: by default :func:`epochs`.
 
     Returns:
         The outcome. A loss that stops being finite ends the training with the status "diverged";
@@ -123,7 +134,7 @@ def train(run: Run, images: Images, progress: Callable[[], None] = lambda: None)
         return Outcome("impossible", reason, lr=run.peak_lr)
     chosen, tried = choose(run, images, progress)
     with seeded(run.seed):
-        outcome = _train(chosen, images, progress)
+        outcome = _train(chosen, images, progress, trainer or epochs)
     details = outcome.details | ({"lr_scores": np.array(tried)} if tried else {})
     return replace(outcome, seconds=time.perf_counter() - started, details=details)
 
@@ -157,14 +168,14 @@ def _try(run: Run, images: Images, progress: Callable[[], None]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _train(run: Run, images: Images, progress: Callable[[], None]) -> Outcome:
+def _train(run: Run, images: Images, progress: Callable[[], None], trainer: Trainer) -> Outcome:
     reason = ""
     network = build(run, images)
     recorder = Recorder(run.arm, run.network, images.x_train)
     recorder.record(network)
     losses, errors, tests = (np.full(run.epochs, np.nan) for _ in range(3))
     wrong = np.empty(0)
-    for epoch, (mean_loss, error) in enumerate(epochs(run, network, images)):
+    for epoch, (mean_loss, error) in enumerate(trainer(run, network, images)):
         wrong = judge(network, images)
         if not math.isfinite(mean_loss):
             reason = f"the loss became {mean_loss} in epoch {epoch + 1} of {run.epochs}"
@@ -208,7 +219,7 @@ def build(run: Run, images: Images) -> Probe | OwnModel:
         images.classes,
         bias=run.arm.norm == "none",
     )
-    initialize(network, run.rng(_INIT))
+    initialize(network, run.rng(INIT))
     return network
 
 
@@ -217,20 +228,46 @@ def batches(run: Run, images: Images) -> Iterator[torch.Tensor]:
 
     Only whole batches of 32 are used, also where the SGD batch is smaller, so that every arm of a
     seed sees the same images in the same order.
+
+    Raises:
+        ValueError: there are fewer training images than a batch needs.
     """
-    rng = run.rng(_ORDER)
-    used = len(images.x_train) // SGD_BATCH * SGD_BATCH
+    rng = run.rng(ORDER)
+    size = max(SGD_BATCH, run.arm.sgd_batch)
+    used = len(images.x_train) // size * size
+    if not used:
+        raise ValueError(
+            f"{len(images.x_train)} training images do not fill an SGD batch of {size}"
+        )
     for _ in range(run.epochs):
         order = rng.permutation(len(images.x_train))[:used]
         yield torch.as_tensor(order).reshape(-1, run.arm.sgd_batch)
 
 
-def epochs(run: Run, network: Probe | OwnModel, images: Images) -> Iterator[tuple[float, float]]:
-    """Train; after each epoch give the mean training loss and metric of its steps."""
+def epochs(
+    run: Run,
+    network: Probe | OwnModel,
+    images: Images,
+    *,
+    orders: Iterable[torch.Tensor] | None = None,
+    frozen: int = 0,
+) -> Iterator[tuple[float, float]]:
+    """Train; after each epoch give the mean training loss and metric of its steps.
+
+    Args:
+        run: what to train.
+        network: with the weights to start from.
+        images: on what.
+        orders: the batches of each epoch, ``run.epochs`` of them; by default :func:`batches`.
+        frozen: in this many last epochs the norms use their running statistics and leave them as
+            they are; weight and bias go on learning.
+    """
     optimizer = torch.optim.SGD(network.parameters(), lr=run.peak_lr, momentum=MOMENTUM)
     step = 0
-    for order in batches(run, images):
+    for epoch, order in enumerate(batches(run, images) if orders is None else orders):
         network.train()
+        for norm in network.norms if epoch >= run.epochs - frozen else ():
+            norm.eval()
         loss_sum, tallies = 0.0, list[NDArray[np.float64]]()
         for batch in order.unbind():
             progress = step / (len(order) * run.epochs)
@@ -266,18 +303,24 @@ def judge(network: Probe | OwnModel, images: Images) -> NDArray[np.float64]:
 def recalibrated_error(run: Run, network: Probe | OwnModel, images: Images) -> float | None:
     """Test error after the running statistics are measured anew, or None where there are none.
 
+    What this changes was the moving average's fault, the rest is the training's.
+    """
+    return float(judge(network, images).mean()) if recalibrate(run, network, images) else None
+
+
+def recalibrate(run: Run, network: Probe | OwnModel, images: Images) -> bool:
+    """Measure the running statistics anew; whether there are any.
+
     They become plain averages over one pass of the training set instead of a moving average of the
-    last steps. What this changes was the moving average's fault, the rest is the training's.
+    last steps.
     """
     norms: list[Any] = list(network.norms)
     tracking = [norm for norm in norms if getattr(norm, "running_mean", None) is not None]
-    if not tracking:
-        return None
     for norm in tracking:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of all batches since the reset
     network.train()
     with torch.no_grad():
-        for batch in next(batches(run, images)).unbind():
+        for batch in next(batches(run, images)).unbind() if tracking else ():
             network(images.x_train[batch])
-    return float(judge(network, images).mean())
+    return bool(tracking)

@@ -1,45 +1,68 @@
-"""Processes that train, one run at a time each, with one thread each.
+"""Processes that work, one task at a time each, with one thread each.
 
-Every worker has a pipe of its own to the parent. When the parent is gone, however it went, the pipe
-breaks at the next epoch and the worker ends; nothing is left training in the background.
+What a task is, and how it is done, the pool does not know: :func:`work_all` is given a function
+that makes every worker able, once, to do its tasks. Every worker has a pipe of its own to the
+parent. When the parent is gone, however it went, its workers end at once; nothing is left training
+in the background.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from normalform.lab.data import Dataset
-from normalform.lab.train import Images, Outcome, Run, train
+from normalform.lab.environment import cores
+from normalform.lab.train import Images, Run, train
+
+T = TypeVar("T")
+Tick = Callable[[], None]
+Able = Callable[[T, Tick], Any]
+MOST_WORKERS = 8
 
 
 class Epoch(NamedTuple):
-    """A worker has finished an epoch of this run."""
+    """A worker has done a part of this task: an epoch of this run."""
 
     run_id: str
 
 
 class Done(NamedTuple):
-    """A worker has finished this run."""
+    """A worker has finished this task."""
 
     run_id: str
-    outcome: Outcome
+    outcome: Any
 
 
 class Failed(NamedTuple):
-    """A worker met an error of the program in this run."""
+    """A worker met an error of the program in this task, or died of it."""
 
     run_id: str
+    why: str
     traceback: str
+
+
+def side_by_side(asked: int | None) -> int:
+    """How many workers there are: as asked, or one a core.
+
+    Raises:
+        ValueError: less than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"workers {asked}: at least 1 is needed")
+    return asked or min(cores(), MOST_WORKERS)
 
 
 def train_all(runs: Mapping[str, Run], data: Dataset, workers: int) -> Iterator[Epoch | Done]:
@@ -48,29 +71,13 @@ def train_all(runs: Mapping[str, Run], data: Dataset, workers: int) -> Iterator[
     Raises:
         RuntimeError: a worker failed or was killed. What was reported before stays finished.
     """
-    waiting = deque(runs.items())
-    pool: dict[Connection, BaseProcess] = {}
-    busy: dict[Connection, str] = {}
-    try:
-        for _ in range(min(workers, len(runs))):
-            connection, process = _start(data)
-            pool[connection] = process
-            busy[connection] = _send(connection, waiting)
-        while busy:
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                message = _receive(connection, busy[connection], pool[connection])
-                yield message
-                if isinstance(message, Done):
-                    del busy[connection]
-                    if waiting:
-                        busy[connection] = _send(connection, waiting)
-    finally:
-        for connection, process in pool.items():
-            connection.close()
-            process.terminate()
-        for process in pool.values():
-            process.join()
+    with closing(work_all(runs, partial(_trainer, data), workers)) as messages:
+        for message in messages:
+            if isinstance(message, Failed):
+                told = f"{message.run_id} failed:\n{message.traceback}"
+                kept = f"{message.why}; finished runs are kept and the same command continues"
+                raise RuntimeError(told if message.traceback else kept)
+            yield message
 
 
 def train_here(runs: Mapping[str, Run], data: Dataset) -> Iterator[Epoch | Done]:
@@ -78,7 +85,7 @@ def train_here(runs: Mapping[str, Run], data: Dataset) -> Iterator[Epoch | Done]
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     images = Images(data)
     for run_id, run in runs.items():
-        _prepare()
+        prepare()
         try:
             outcome = train(run, images)
         finally:
@@ -87,60 +94,114 @@ def train_here(runs: Mapping[str, Run], data: Dataset) -> Iterator[Epoch | Done]
         yield Done(run_id, outcome)
 
 
-def _prepare() -> None:
+def _trainer(data: Dataset) -> Able[Run]:
+    images = Images(data)
+    return lambda run, tick: train(run, images, tick)
+
+
+def work_all(
+    tasks: Mapping[str, T], begin: Callable[[], Able[T]], workers: int
+) -> Generator[Epoch | Done | Failed, None, None]:
+    """Do the tasks in their order, and report as they go.
+
+    A task that fails is reported and the others are done; where its worker died, another begins.
+
+    Args:
+        tasks: by id; they are pickled.
+        begin: called once in each worker; what it gives is called with each task and a function to
+            call after each part of it. Pickled.
+        workers: how many side by side.
+    """
+    waiting = deque(tasks.items())
+    pool: dict[Connection, BaseProcess] = {}
+    busy: dict[Connection, str] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                idle = next((connection for connection in pool if connection not in busy), None)
+                if idle is None:
+                    idle, process = _start(begin)
+                    pool[idle] = process
+                busy[idle] = _send(idle, waiting)
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                message, alive = _receive(connection, busy[connection], pool[connection])
+                if not isinstance(message, Epoch):
+                    del busy[connection]
+                if not alive:
+                    del pool[connection]
+                    connection.close()
+                yield message
+    finally:
+        for connection, process in pool.items():
+            connection.close()
+            process.terminate()
+        for process in pool.values():
+            process.join()
+
+
+def prepare() -> None:
     """One thread, and no operation that could give other bits the next time."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
 
-def _start(data: Dataset) -> tuple[Connection, BaseProcess]:
+def _start(begin: Callable[[], Able[Any]]) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, data), daemon=True)
+    process = context.Process(target=_work, args=(theirs, begin), daemon=True)
     process.start()
     theirs.close()
     return cast(Connection, ours), process
 
 
-def _send(connection: Connection, waiting: deque[tuple[str, Run]]) -> str:
+def _send(connection: Connection, waiting: deque[tuple[str, Any]]) -> str:
     item = waiting.popleft()
     with suppress(OSError):  # a worker that is gone already is met when its answer is read
         connection.send(item)
     return item[0]
 
 
-def _receive(connection: Connection, run_id: str, process: BaseProcess) -> Epoch | Done:
+def _receive(
+    connection: Connection, run_id: str, process: BaseProcess
+) -> tuple[Epoch | Done | Failed, bool]:
+    """The next message, and whether the worker lives."""
     try:
-        message: Any = connection.recv()
+        return connection.recv(), True
     except (EOFError, OSError):
         process.join(timeout=5)
-        raise RuntimeError(
+        why = (
             f"a worker ended during {run_id} (exit code {process.exitcode}; it may have run out of "
-            "memory); finished runs are kept and the same command continues"
-        ) from None
-    if isinstance(message, Failed):
-        raise RuntimeError(f"{message.run_id} failed:\n{message.traceback}")
-    return message
+            "memory)"
+        )
+        return Failed(run_id, why, ""), False
 
 
-def _work(connection: Connection, data: Dataset) -> None:
+def _work(connection: Connection, begin: Callable[[], Able[Any]]) -> None:
     """The life of a worker: until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _prepare()
-    images = Images(data)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's bits may differ
+    prepare()
+    do = begin()
     try:
         while True:
-            _work_on(connection, connection.recv(), images)
+            _work_on(connection, connection.recv(), do)
     except (EOFError, OSError):
         return  # the parent is gone
 
 
-def _work_on(connection: Connection, task: tuple[str, Run], images: Images) -> None:
-    run_id, run = task
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work_on(connection: Connection, task: tuple[str, Any], do: Able[Any]) -> None:
+    run_id, what = task
     try:
-        outcome = train(run, images, lambda: connection.send(Epoch(run_id)))
-        connection.send(Done(run_id, outcome))
-    except OSError:
-        raise  # of the pipe, which is broken
-    except Exception:
-        connection.send(Failed(run_id, traceback.format_exc()))
+        connection.send(Done(run_id, do(what, lambda: connection.send(Epoch(run_id)))))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        connection.send(Failed(run_id, why, traceback.format_exc()))
