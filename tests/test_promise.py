@@ -152,7 +152,8 @@ def test_nan_stays_in_its_cell(name, bad, kernel):
     assert spoiled.any()
     assert torch.equal(~y.isfinite(), spoiled)
     assert torch.equal(~dx.isfinite(), torch.from_numpy(~np.isfinite(gradients.x)).view(shape))
-    finite = replace(result, xhat=np.nan_to_num(result.xhat))
+    y_and_xhat = {k: np.nan_to_num(getattr(result, k), posinf=0, neginf=0) for k in ("y", "xhat")}
+    finite = replace(result, **y_and_xhat)
     allowed = np.where(spoiled, np.inf, budget.allowed_y(finite, x.dtype))
     assert_accurate(torch.where(spoiled, 0, y), np.where(spoiled, 0, result.y), allowed)
 

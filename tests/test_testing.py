@@ -172,6 +172,9 @@ def layers(source: object) -> list[tuple[nn.Module, tuple[int, ...]]]:
 OURS = [
     (nf.GhostBatchNorm1d(4, block=2), (5, 4)),
     (nf.GhostBatchNorm2d(4, block=3, momentum=None), (5, 4, 2, 2)),
+    (nf.FrozenBatchNorm1d(4), (5, 4)),
+    (nf.FrozenBatchNorm2d(4, affine=False, eps=1e-3), (3, 4, 2, 5)),
+    (nf.FrozenBatchNorm3d(4, trainable=True), (3, 4, 2, 1, 2)),
     (nf.SwitchNorm1d(4), (5, 4)),
     (nf.SwitchNorm2d(4), (3, 4, 2, 5)),
     (nf.SwitchNorm2d(4, over=("instance", "layer")), (1, 4, 2, 5)),

@@ -41,6 +41,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ghost 1d": (lambda: nf.GhostBatchNorm1d(6, 2), (5, 6)),
     "ghost 2d": (lambda: nf.GhostBatchNorm2d(6, 2), (5, 6, 4, 3)),
     "ghost 3d": (lambda: nf.GhostBatchNorm3d(4, 2), (4, 4, 2, 3, 3)),
+    "frozen": (lambda: nf.FrozenBatchNorm2d(6, trainable=True), (4, 6, 5, 3)),
 }
 
 

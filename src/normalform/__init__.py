@@ -8,11 +8,15 @@ from torch.fx import wrap as _wrap
 from normalform import functional as functional
 from normalform import reference as reference
 from normalform import testing as testing
+from normalform.diagnose import diagnose as diagnose
 from normalform.explain import explain as explain
 from normalform.functional import norm as norm
 from normalform.layers import BatchNorm1d as BatchNorm1d
 from normalform.layers import BatchNorm2d as BatchNorm2d
 from normalform.layers import BatchNorm3d as BatchNorm3d
+from normalform.layers import FrozenBatchNorm1d as FrozenBatchNorm1d
+from normalform.layers import FrozenBatchNorm2d as FrozenBatchNorm2d
+from normalform.layers import FrozenBatchNorm3d as FrozenBatchNorm3d
 from normalform.layers import GhostBatchNorm1d as GhostBatchNorm1d
 from normalform.layers import GhostBatchNorm2d as GhostBatchNorm2d
 from normalform.layers import GhostBatchNorm3d as GhostBatchNorm3d
@@ -29,7 +33,12 @@ from normalform.layers import get_norm_layer as get_norm_layer
 from normalform.recipes import Recipe as Recipe
 from normalform.recipes import recipe as recipe
 from normalform.surgery import convert as convert
+from normalform.surgery import fold as fold
+from normalform.surgery import freeze as freeze
+from normalform.surgery import param_groups as param_groups
+from normalform.surgery import recalibrate as recalibrate
 from normalform.surgery import revert as revert
+from normalform.surgery import unfreeze as unfreeze
 from normalform.warmup import warmup as warmup
 
 _wrap("norm")  # this name too, see functional

@@ -30,6 +30,7 @@ LOGITS = ("mean_weight", "var_weight")
 BUFFERS = ("running_mean", "running_var")
 SWITCH = (layers.SwitchNorm1d, layers.SwitchNorm2d, layers.SwitchNorm3d)
 GHOST = (layers.GhostBatchNorm1d, layers.GhostBatchNorm2d, layers.GhostBatchNorm3d)
+FROZEN = (layers.FrozenBatchNorm1d, layers.FrozenBatchNorm2d, layers.FrozenBatchNorm3d)
 INSTANCE = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
@@ -114,6 +115,9 @@ def judge(layer: nn.Module, x: Tensor) -> Result:
         result = reference.group_norm(values, module.num_groups, **affine, eps=module.eps)
     elif isinstance(module, _InstanceNorm):
         result = _judge_instance(module, values)
+    elif isinstance(module, FROZEN):
+        given = _given(module, *AFFINE) | _buffers(module)
+        result = reference.batch_norm(values, **given, eps=module.eps, training=False)
     elif isinstance(module, (_BatchNorm, *GHOST, *SWITCH)):
         result = _judge_batch(module, values)
     else:

@@ -1,5 +1,8 @@
 """Layers: parameters, buffers and a recipe, nothing else."""
 
+from normalform.layers.frozen import FrozenBatchNorm1d as FrozenBatchNorm1d
+from normalform.layers.frozen import FrozenBatchNorm2d as FrozenBatchNorm2d
+from normalform.layers.frozen import FrozenBatchNorm3d as FrozenBatchNorm3d
 from normalform.layers.mixing import GhostBatchNorm1d as GhostBatchNorm1d
 from normalform.layers.mixing import GhostBatchNorm2d as GhostBatchNorm2d
 from normalform.layers.mixing import GhostBatchNorm3d as GhostBatchNorm3d

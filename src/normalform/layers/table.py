@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from normalform.layers import mixing, plain, running
+from normalform.layers import frozen, mixing, plain, running
 from normalform.recipes import split_name
 
 _BY_DIM: dict[str, dict[int, type[nn.Module]]] = {
@@ -15,6 +15,11 @@ _BY_DIM: dict[str, dict[int, type[nn.Module]]] = {
     "instance": {1: running.InstanceNorm1d, 2: running.InstanceNorm2d, 3: running.InstanceNorm3d},
     "switch": {1: mixing.SwitchNorm1d, 2: mixing.SwitchNorm2d, 3: mixing.SwitchNorm3d},
     "ghost": {1: mixing.GhostBatchNorm1d, 2: mixing.GhostBatchNorm2d, 3: mixing.GhostBatchNorm3d},
+    "frozen": {
+        1: frozen.FrozenBatchNorm1d,
+        2: frozen.FrozenBatchNorm2d,
+        3: frozen.FrozenBatchNorm3d,
+    },
 }
 _ANY_DIM: dict[str, type[nn.Module]] = {
     "layer": plain.GroupNorm,
@@ -29,7 +34,8 @@ _NUMBERED = {"group": ":groups", "ghost": ":samples"}
 def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module]:
     """A constructor that takes the number of channels, whatever the norm.
 
-    ``"batch"``, ``"instance"``, ``"switch"`` and ``"ghost:n"`` give the class of ``dim``;
+    ``"batch"``, ``"instance"``, ``"switch"``, ``"ghost:n"`` and ``"frozen"`` (batch norm that has
+    stopped) give the class of ``dim``;
     ``"layer"`` is per sample at any image size, with weight of shape (C,), which is
     ``GroupNorm(1, C)``; ``"group:g"`` has g groups (32, the paper's, without a number);
     ``"token"`` and ``"rms"`` normalize a last axis of channels; ``"none"`` is an identity layer.
@@ -60,8 +66,8 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
         raise ValueError(f"unknown norm {name!r}; known: {known}")
     if dim not in (1, 2, 3):
         raise ValueError(f"get_norm_layer({name!r}, dim={dim!r}): dim is 1, 2 or 3")
-    if colon and stem == "none":
-        raise ValueError(f"norm 'none' takes no number, got {name!r}")
+    if colon and stem in ("frozen", "none"):
+        raise ValueError(f"norm {stem!r} takes no number, got {name!r}")
     if colon:
         split_name(name)  # which says what is wrong with the number
     if stem == "layer":

@@ -1,26 +1,41 @@
-"""PyTorch's norms to ours of the same kind, and back: a change of a module's class, nothing else.
+"""Norms of a model made others in place: PyTorch's ours, one kind another, and all of it undone.
 
-So whatever refers to the module, its parameters or its buffers goes on as before. Between exact
-types that is safe, ours differ from PyTorch's in ``forward`` alone. Of any other class nobody knows
-what its own ``forward`` does: it is named and left.
+The module stays, its class changes. So whatever refers to the module, its parameters or its buffers
+goes on as before. Between exact types that is safe: ours differ from PyTorch's in ``forward``
+alone. Of any other class nobody knows what its own ``forward`` does: it is named and left.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.parallel import DistributedDataParallel
 
 from normalform import layers
+from normalform.surgery.effect import effect, outputs, watched
+from normalform.surgery.exchange import Plan, planned, targets
+from normalform.surgery.kinds import (
+    KINDS,
+    in_fast_path,
+    in_quantization,
+    is_norm,
+    label,
+    label_of,
+    named,
+    obstacle,
+    own_tensors,
+    owner,
+    require_model,
+    stranger,
+)
+from normalform.surgery.memory import Form, assigned, form_of, remembered, tensors, unwound
 from normalform.surgery.report import Converted, Left, Report
 
 Kinds = Mapping[type[nn.Module], type[nn.Module]]
+Seen = Mapping[nn.Module, set[int]] | None  # axes of the inputs of each norm
 
 TO_OURS: Kinds = {
     nn.BatchNorm1d: layers.BatchNorm1d,
@@ -35,9 +50,6 @@ TO_OURS: Kinds = {
 }
 TO_TORCHS: Kinds = {ours: torchs for torchs, ours in TO_OURS.items()}
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-NORM_IN_NAME = re.compile("Norm(?![a-z])")  # but not Normalize
-
 FUSED = (
     "in evaluation without autograd nn.TransformerEncoderLayer computes it in one kernel of "
     "PyTorch's with all the rest, and never calls it; "
@@ -47,47 +59,96 @@ AVERAGES = (
     "with momentum=None its running statistics are now the average over all batches; PyTorch's "
     "instance norm never updates them"
 )
+STALE = "its running statistics are from before the conversion: recalibrate"
+NOT_EXCHANGED = "was not exchanged"
+ONCE_MORE = f"{NOT_EXCHANGED}: revert once more to make it PyTorch's"
 
 
-def convert(model: nn.Module) -> Report:
-    """Make PyTorch's norms in ``model`` normalform's of the same kind, in place.
+def convert(
+    model: nn.Module, mapping: Mapping[str, str] | None = None, *, example: Any = None
+) -> Report:
+    """Make PyTorch's norms in ``model`` normalform's, or norms of one kind those of another.
 
-    The same results but for rounding, the same parameters, buffers and state_dict, the same mode.
-    Only the class of each norm changes, so hooks, shared modules, optimizers and wrappers such as
-    :class:`torch.nn.parallel.DistributedDataParallel` need not know, and :func:`torch.compile`
-    compiles again at the next call. Where anything fails, the model is left as it was.
+    In place: a norm changes its class, the module stays. So names, hooks, shared modules, mode and
+    optimizers need not know, a model that is itself a norm is converted like any other, and
+    :func:`torch.compile` compiles again at the next call. Where anything fails, the model is left
+    as it was.
+
+    **Without a mapping** PyTorch's norms become ours of the same kind: the same results but for
+    rounding, the same parameters, buffers and state_dict, also inside
+    :class:`torch.nn.parallel.DistributedDataParallel`.
+
+    **With a mapping** norms of the kinds that are its keys become what the values say:
+
+    - Keys: ``batch`` (also :class:`torch.nn.SyncBatchNorm`), ``instance``, ``group``, ``switch``,
+      ``ghost`` and ``frozen``, PyTorch's and ours, have channels on axis 1; ``layer`` and ``rms``
+      work on the last axes.
+    - Values: names as :func:`get_norm_layer` takes them. ``layer`` is, for a norm over channels,
+      layer norm over the sample, ``GroupNorm(1, C)``. ``group:32`` becomes the largest number of
+      groups up to 32 that divides the channels, and the report says so. Norms over channels do not
+      become norms over the last axes, nor the other way round.
+    - Options (``eps``, ``momentum``, the number of axes) and the parameters and buffers that both
+      norms have go on, the very same tensors: ``weight`` and ``bias``; running statistics among
+      ``batch``, ``ghost``, ``switch`` and ``frozen``, and from an ``instance`` norm that tracks
+      them. The report says for each norm what it carried, what is new and what was put aside for
+      :func:`revert`. Only norms keep what was put aside, in an attribute of their own, so it is in
+      copies and pickles of the model but not in its state_dict.
+    - Norms whose class takes any number of axes (``group``) become such as need to know it
+      (``batch``) where the example shows it or all convolutions and norms of the model agree.
 
     Exact types only: subclasses, whatever their own ``forward`` does, are named and left, as are
-    parametrized, scripted and not yet initialized modules. Calls of functions such as
-    :func:`torch.nn.functional.batch_norm` inside a ``forward`` cannot be found.
-
-    Tools that compare exact types, as quantization does, and :func:`torch.jit.script` need
-    :func:`revert` first.
+    parametrized, pruned, scripted and not yet initialized modules. Calls of functions such as
+    :func:`torch.nn.functional.batch_norm` inside a ``forward`` cannot be found. Tools that compare
+    exact types, as quantization does, and :func:`torch.jit.script` need :func:`revert` first.
 
     Args:
         model: the model, or a norm itself.
+        mapping: from the kind of norm to look for to the name of the one it becomes.
+        example: an input as a loader gives it. The model runs on it before and after, in the mode
+            it is in, without gradients and with nothing of it changed; the report says by how much
+            its outputs change.
 
     Returns:
         What was touched, what was not and why; prints as a table.
 
     Raises:
-        TypeError: not a module.
+        TypeError: not a module, or a mapping that is no dict of names.
+        ValueError: a kind or name that is not known; or new parameters or buffers inside
+            DistributedDataParallel, which keeps a list of those it was given: convert first.
 
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3), torch.nn.BatchNorm2d(48))
     >>> nf.convert(model)
     converted 1: BatchNorm2d 1
       1  nn.BatchNorm2d -> nf.BatchNorm2d
     >>> type(model[1])
     <class 'normalform.layers.running.BatchNorm2d'>
+    >>> nf.convert(model, {"batch": "group:32"})
+    converted 1: BatchNorm2d 1
+      1  nf.BatchNorm2d -> nf.GroupNorm, 24 groups [1] [2]
+    [1] carried weight, bias; put aside running_mean, running_var, num_batches_tracked
+    [2] 48 channels do not divide into 32 groups: 24 do
     """
-    return _change(model, TO_OURS, "convert")
+    require_model(model, "convert")
+    if mapping is None:
+        return changed(model, lambda seen: _by_class(model, TO_OURS), example)
+    wanted = targets(mapping)
+    return changed(model, lambda seen: planned(model, wanted, seen), example)
 
 
 def revert(model: nn.Module) -> Report:
-    """Undo :func:`convert`: normalform's norms in ``model`` become PyTorch's, bit for bit.
+    """Undo :func:`convert`, bit for bit.
 
-    In place and by class, as there. Norms that PyTorch does not have, such as switchable norm, are
-    named and left.
+    Norms that were exchanged for norms of another kind, by a mapping or by :func:`freeze`, become
+    again what they were before the first exchange, in place and by class. Where there are none,
+    normalform's norms become PyTorch's; so after both kinds of conversion call it twice. Norms that
+    PyTorch does not have, such as switchable norm, are named and left.
+
+    Parameters and buffers that a norm carried through the conversion are the same tensors all the
+    time: as everywhere in the model, training between ``convert`` and ``revert`` is kept. What had
+    no place in the new norm comes back as it was before, on the device and of the type the norm
+    has now: the running statistics of a batch norm that was a group norm for a while. If weight
+    or bias have changed since, the report says so, as the running statistics should then be
+    estimated anew. What only the new norm had, such as switch weights, is gone.
 
     Args:
         model: the model, or a norm itself.
@@ -104,89 +165,106 @@ def revert(model: nn.Module) -> Report:
       0  nf.GroupNorm -> nn.GroupNorm
       1  nf.SwitchNorm2d left: PyTorch has no such norm
     """
-    return _change(model, TO_TORCHS, "revert")
+    require_model(model, "revert")
+    if not any(remembered(module) is not None for module in model.modules()):
+        return changed(model, lambda seen: _by_class(model, TO_TORCHS))
+    plan = undone(model, lambda norm: True)
+    for module, names in named(model):
+        if is_norm(module) and remembered(module) is None:
+            reason = ONCE_MORE if type(module) in TO_TORCHS else NOT_EXCHANGED
+            plan.left.append(Left(names, label(module), _stranger_or(module, reason)))
+    return changed(model, lambda seen: plan)
 
 
-def _change(model: nn.Module, to: Kinds, verb: str) -> Report:
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"{verb} takes a model, an instance of torch.nn.Module; got {got}")
-    parts, fused = _in_quantization(model), _in_fast_path(model)
-    changes: list[tuple[nn.Module, type[nn.Module]]] = []
-    converted: list[Converted] = []
-    left: list[Left] = []
-    for module, names in _named(model):
-        after = to.get(type(module))
-        if after is None and not _is_norm(module):
+def changed(model: nn.Module, plan: Callable[[Seen], Plan], example: Any = None) -> Report:
+    """What a plan says, done to ``model``, and what that does to its outputs for an example."""
+    if example is None:
+        found = plan(None)
+        _require_unwrapped(model, found)
+        with assigned(found.forms):
+            return Report(tuple(found.converted), tuple(found.left))
+    norms = [module for module in model.modules() if type(module) in KINDS]
+    before, seen = watched(model, example, norms)
+    found = plan(seen)
+    _require_unwrapped(model, found)
+    with assigned(found.forms):
+        change = effect(before, outputs(model, example), model.training)
+        return Report(tuple(found.converted), tuple(found.left), change)
+
+
+def _require_unwrapped(model: nn.Module, plan: Plan) -> None:
+    """Refuse to change what a wrapper has made a list of."""
+    if not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        return
+    for (module, form), row in zip(plan.forms, plan.converted, strict=True):
+        then = {**form.attributes["_parameters"], **form.attributes["_buffers"]}
+        if [*map(id, then.values())] != [*map(id, tensors(module).values())]:
+            raise ValueError(
+                f"{row.names[0]}: DistributedDataParallel goes on with the parameters and buffers "
+                "it was given; change the norms of a model before it is wrapped"
+            )
+
+
+def undone(model: nn.Module, while_: Callable[[nn.Module], bool]) -> Plan:
+    """Exchanged norms as they were, step by step while ``while_`` is true of them."""
+    plan, parts = Plan([], [], []), in_quantization(model)
+    for module, names in named(model):
+        if remembered(module) is None or not while_(module):
             continue
-        reason = _why_left(module, to) if after is None else _obstacle(module, parts)
+        known = type(module) in KINDS or type(module) is nn.Identity
+        reason = "" if known else stranger(module) or "of another class by now"
+        reason = reason or obstacle(module, parts) or own_tensors(module)
+        if reason:
+            plan.left.append(Left(names, label(module), reason))
+            continue
+        form = unwound(module, model, while_)
+        plan.forms.append((module, form))
+        plan.converted.append(_undone(module, names, form))
+    return plan
+
+
+def _undone(module: nn.Module, names: tuple[str, ...], form: Form) -> Converted:
+    notes: list[str] = []
+    if form.changed:
+        notes.append(f"changed since and kept as now: {', '.join(form.changed)}")
+        if "running_mean" in form.fresh:
+            notes.append(STALE)
+    return Converted(
+        names, label(module), label_of(form.kind), "; ".join(notes),
+        carried=form.carried, returned=form.fresh, dropped=form.aside,
+    )  # fmt: skip
+
+
+def _stranger_or(module: nn.Module, reason: str) -> str:
+    """Why a module of an unknown class is left, or another reason."""
+    return (type(module) not in KINDS and stranger(module)) or reason
+
+
+def _by_class(model: nn.Module, to: Kinds) -> Plan:
+    """Norms of one library as those of the other."""
+    parts, fused = in_quantization(model), in_fast_path(model)
+    plan = Plan([], [], [])
+    for module, names in named(model):
+        after = to.get(type(module))
+        if after is None and not is_norm(module):
+            continue
+        reason = _why_left(module, to) if after is None else obstacle(module, parts)
         if after is None or reason:
-            left.append(Left(names, _label(module), reason))
+            plan.left.append(Left(names, label(module), reason))
             continue
         note = _note(module, fused) if to is TO_OURS else ""
-        converted.append(Converted(names, _label(module), _label_of(after), note))
-        changes.append((module, after))
-    _assign(changes)
-    return Report(tuple(converted), tuple(left))
-
-
-def _named(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-    """Each module once, with all its names."""
-    found: dict[int, tuple[nn.Module, list[str]]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(id(module), (module, []))[1].append(name)
-    for module, names in found.values():
-        yield module, tuple(names)
-
-
-def _assign(changes: list[tuple[nn.Module, type[nn.Module]]]) -> None:
-    """All of them or none."""
-    before = [(module, type(module)) for module, _ in changes]
-    try:
-        for module, kind in changes:
-            module.__class__ = kind
-    except BaseException:
-        for module, kind in before:
-            module.__class__ = kind
-        raise
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether to name a module of no class we convert: a norm by type, or by its name alone."""
-    if isinstance(module, NORMS):
-        return True
-    kind = type(module)
-    name = str(getattr(module, "original_name", kind.__name__))  # of a scripted module
-    helps = kind.__module__.startswith("torch.nn.utils.")  # as the parametrization _SpectralNorm
-    leaf = next(module.children(), None) is None
-    return leaf and not helps and NORM_IN_NAME.search(name) is not None
-
-
-def _obstacle(module: nn.Module, parts: set[int]) -> str:
-    """Why a norm of a class that is converted is left all the same, or nothing."""
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
-    if id(module) in parts:
-        return "part of a module of torch.ao, which counts on its exact type"
-    return ""
+        plan.converted.append(Converted(names, label(module), label_of(after), note))
+        plan.forms.append((module, form_of(module)._replace(kind=after)))
+    return plan
 
 
 def _why_left(module: nn.Module, to: Kinds) -> str:
     """Why a norm of a class that is not converted is left."""
-    kind = type(module)
-    owner, wanted = _owner(kind), "normalform" if to is TO_OURS else "PyTorch"
-    if is_parametrized(module) and kind.__mro__[1] in to:
-        return "parametrized, which made a class of its own: remove the parametrization first"
-    if owner == wanted:
+    kind, wanted = type(module), "normalform" if to is TO_OURS else "PyTorch"
+    parametrized = hasattr(module, "parametrizations") and kind.__mro__[1] in to
+    if owner(kind) == wanted and not parametrized:
         return f"{wanted}'s already"
-    if isinstance(module, torch.jit.ScriptModule):
-        return "compiled by torch.jit: convert before that"
-    if isinstance(module, LazyModuleMixin):
-        return "uninitialized lazy module: run it once first"
-    base = next((b for b in kind.__mro__ if b in TO_OURS or b in TO_TORCHS), None)
-    if base is not None:
-        return f"a subclass of {_label_of(base)}, which may do something else"
-    return f"{wanted} has no such norm" if owner else "a class of its own"
+    return _stranger_or(module, f"{wanted} has no such norm")
 
 
 def _note(module: nn.Module, fused: set[int]) -> str:
@@ -194,53 +272,3 @@ def _note(module: nn.Module, fused: set[int]) -> str:
     if isinstance(module, _InstanceNorm) and module.track_running_stats and module.momentum is None:
         return AVERAGES
     return FUSED if id(module) in fused else ""
-
-
-def _in_fast_path(model: nn.Module) -> set[int]:
-    """The norms that an encoder layer computes itself, where it is made as its fast path asks."""
-    found: set[int] = set()
-    for layer in model.modules():
-        if not isinstance(layer, nn.TransformerEncoderLayer):
-            continue
-        # Looked up carefully: a subclass with a forward of its own may have none of them.
-        children: dict[str, nn.Module | None] = layer._modules
-        attention = children.get("self_attn")
-        norms = [children.get("norm1"), children.get("norm2")]
-        eps = {getattr(norm, "eps", None) for norm in norms}
-        if (
-            getattr(attention, "batch_first", False)
-            and getattr(attention, "in_proj_bias", None) is not None
-            and getattr(attention, "num_heads", 1) % 2 == 0
-            and getattr(layer, "activation_relu_or_gelu", 0)
-            and len(eps) == 1
-        ):
-            found.update(map(id, norms))
-    return found
-
-
-def _in_quantization(model: nn.Module) -> set[int]:
-    """The parts of modules that torch.ao fused for quantization."""
-    return {
-        id(part)
-        for module in model.modules()
-        if any(kind.__module__.startswith("torch.ao.nn.") for kind in type(module).__mro__)
-        for part in module.children()
-    }
-
-
-def _owner(kind: type) -> str:
-    package = kind.__module__.partition(".")[0]
-    return {"torch": "PyTorch", "normalform": "normalform"}.get(package, "")
-
-
-def _label(module: nn.Module) -> str:
-    scripted = getattr(module, "original_name", None)
-    return _label_of(type(module)) if scripted is None else f"torch.jit {scripted}"
-
-
-def _label_of(kind: type) -> str:
-    """As in code: ``nn.BatchNorm2d``, ``nf.BatchNorm2d``, others in full."""
-    for package, short in (("torch.nn.modules.", "nn"), ("normalform.layers.", "nf")):
-        if kind.__module__.startswith(package):
-            return f"{short}.{kind.__name__}"
-    return f"{kind.__module__}.{kind.__qualname__}"
