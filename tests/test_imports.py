@@ -30,7 +30,7 @@ OPTIONAL = {
 # The judge stands apart: what it judges may not use it, and it uses nothing of that.
 JUDGE = ("notation", "cells", "recipes", "normal_form", "reference")
 COMPUTES = ("notation", "cells", "recipes", "refusals", "kernels", "path", "functional", "layers")
-TOOLS = (*COMPUTES, "surgery", "diagnose", "drawing", "explain", "warmup")
+TOOLS = (*COMPUTES, "surgery", "drawing", "diagnose", "explain", "warmup")
 ROOT_NAMES = (*TOOLS, *JUDGE, "budget", "testing")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``normalform explain``, ``compare``, ``check`` and ``bench``."""
+"""The command line: ``normalform explain``, ``compare``, ``check``, ``bench``, ``diagnose``, ..."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status.
 
-    0: done. 1: ``check`` found something outside the promise. 2: it could not be done, and one line
+    0: done. 1: ``check`` or ``diagnose`` found something. 2: it could not be done, and one line
     says why. 130: interrupted.
     """
     parser = _parser()
@@ -48,8 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_explain(commands)
     _add_compare(commands)
+    _add_report(commands)
     _add_check(commands)
     _add_bench(commands)
+    _add_diagnose(commands)
     return parser
 
 
@@ -87,7 +90,8 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="train small networks, or your own, with each norm and write a report",
         description="Train two small networks, or one of your own, with each norm on real images, "
         "at several normalization batch sizes, and write a table, plots and an HTML report. An "
-        "interrupted comparison goes on where it stopped.",
+        "interrupted comparison goes on where it stopped. With --experiment: try published claims "
+        "about norms by the experiments that ship.",
     )
     parser.add_argument(
         "--model",
@@ -99,12 +103,24 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--metric", help="for your network: error (labels), miou (maps of labels), mse (numbers)"
     )
     parser.add_argument(
-        "--data",
-        default="fashion",
-        help="fashion (2,000 + 2,000 images that come with the package), digits (scikit-learn's), "
-        "a .npz file, or a folder with a folder of pictures for each class",
+        "--experiment",
+        type=_words,
+        metavar="NAME",
+        help="one of the experiments that ship, several (a,b), all, or list to see their names",
     )
-    parser.add_argument("--quick", action="store_true", help="a look in half a minute")
+    parser.add_argument(
+        "--data",
+        help="fashion (2,000 + 2,000 images that come with the package; the default), digits "
+        "(scikit-learn's), a .npz file, or a folder with a folder of pictures for each class",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", default=None, help="a look in half a minute")
+    size.add_argument(
+        "--full",
+        action="store_true",
+        default=None,
+        help="experiments as large as on GPUs and whole data sets",
+    )
     parser.add_argument("--seeds", type=int, help="trainings of each arm")
     parser.add_argument("--epochs", type=int, help="passes over the training images")
     parser.add_argument("--nbs", type=_numbers, help="normalization batch sizes, as 32,8,2")
@@ -122,10 +138,54 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from normalform.lab.comparison import compare
+    chosen = _chosen(options)
+    if "experiment" in chosen:
+        return _experiment(chosen, options.typed)
+    if "full" in chosen:
+        raise ValueError("--full is for the experiments: --experiment all")
     from normalform.lab.plan import Options
 
-    compare(Options(**_chosen(options), command=options.typed))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
+        from normalform.lab.distributed import compare
+    else:
+        from normalform.lab.comparison import compare
+    compare(Options(**chosen, command=options.typed))
+    return 0
+
+
+def _experiment(chosen: dict[str, Any], typed: str) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError("--experiment does not go with torchrun: it has workers of its own")
+    from normalform.lab.experiments import EXPERIMENTS
+
+    if "list" in chosen["experiment"]:
+        print(", ".join(EXPERIMENTS))
+        return 0
+    from normalform.lab.experiments.command import run
+    from normalform.lab.experiments.plan import Options
+
+    for name in chosen.keys() - {field.name for field in fields(Options)}:
+        raise ValueError(f"--{name} does not go with --experiment, whose settings are its own")
+    run(Options(**chosen, command=typed))
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="one page of several comparisons and experiments",
+        description="Make one HTML page, which opens without network, of the folders that compare "
+        "has written.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="as runs/*")
+    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from normalform.lab.report import merge
+
+    print(f"Report: {merge(options.folders, options.out)}")
     return 0
 
 
@@ -195,6 +255,45 @@ def _bench(options: argparse.Namespace) -> int:
 
     bench(Options(**_chosen(options), command=options.typed))
     return 0
+
+
+def _add_diagnose(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        help="say what is wrong with the norms of a model, and what mends it",
+        description="Say what is wrong with the norms of a model: from the model alone, and with "
+        "--data and --loss how much of the loss in evaluation comes from which norm's running "
+        "statistics. Remedies are tried on a copy. The exit status is 1 if anything is worse than "
+        "a note.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="MODEL",
+        help="package.module:name, a model or a function without arguments that makes one; or a "
+        "file of weights (.pt, .pth, .ckpt), of which only tensors are read",
+    )
+    parser.add_argument(
+        "--data",
+        help="package.module:name, a loader or a function that makes one; or a .npz with x and y",
+    )
+    parser.add_argument("--loss", help="package.module:name, or as cross_entropy, mse_loss")
+    parser.add_argument("--optimizer", help="package.module:name, a function of the model")
+    parser.add_argument("--batches", type=int, help="how many of them are looked at; 4")
+    parser.add_argument("--batch-size", type=int, help="of the batches of a file; 32")
+    parser.add_argument("--json", type=Path, help="write all of it here")
+    parser.add_argument("--html", type=Path, help="write a page with plots here")
+    parser.add_argument(
+        "--run-pickled-code",
+        action="store_true",
+        help="read a file that is more than tensors, which runs code that is in it",
+    )
+    parser.set_defaults(run=_diagnose)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from normalform.lab.diagnosing import Options, run
+
+    return run(Options(**_chosen(options)))
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
