@@ -244,3 +244,15 @@ def test_pictures_of_names():
     assert nf.explain("n c [s]", torch.empty(0, 3, 2))._repr_svg_() is None
     with pytest.raises(ValueError, match="cannot be drawn"):
         nf.explain("n c [s]", torch.empty(0, 3, 2)).svg()
+
+
+def test_whose_statistics_are_stored():
+    x = torch.randn(2, 3, 8, 8)
+    stored = "mean and var are running_mean and running_var"
+    own = nf.InstanceNorm2d(3, track_running_stats=True).eval()
+    blend = nf.explain(nf.SwitchNorm2d(3).eval(), x).lines
+    assert stored in nf.explain(nf.FrozenBatchNorm2d(3), x).lines
+    assert f"{stored}, in evaluation" in nf.explain(nf.BatchNorm2d(3).eval(), x).lines
+    assert f"{stored}, in evaluation" in nf.explain(own, x).lines
+    assert "those over the batch are running_mean and running_var, in evaluation" in blend
+    assert not any("running_mean and" in line for line in nf.explain(nf.BatchNorm2d(3), x).lines)

@@ -18,6 +18,7 @@ from normalform import functional, kernels, layers, path
 from normalform.drawing import Sets, card, example_shape, sized
 from normalform.recipes import NORMS, Recipe, named, recipe
 
+FROZEN = (layers.FrozenBatchNorm1d, layers.FrozenBatchNorm2d, layers.FrozenBatchNorm3d)
 OURS = tuple(kind for kind in vars(layers).values() if isinstance(kind, type))
 FORMULA = "y = weight * (x - mean) / sqrt(var + eps) + bias"
 RMS_FORMULA = "y = weight * x / sqrt(mean(x^2) + eps)"
@@ -58,6 +59,7 @@ class Explanation:
         shape: of the tensor that is drawn, that asked about or a small one.
         x: the tensor asked about, in words, or nothing.
         choice: the kernel that runs on it, None without a tensor.
+        stored: that running statistics stand in for those of the input, where they do.
     """
 
     norm: str
@@ -69,6 +71,7 @@ class Explanation:
     shape: tuple[int, ...]
     x: str = ""
     choice: Choice | None = None
+    stored: str = ""
 
     @property
     def lines(self) -> list[str]:
@@ -76,6 +79,8 @@ class Explanation:
         lines = [*map(_meaning, self.recipes)]
         if len(self.recipes) > 1:
             lines.append("mean and var are blends of these, weighted by two softmaxes")
+        if self.stored:
+            lines.append(self.stored)
         lines.append(self.formula)
         if self.tensors:
             lines.append(", ".join(f"{name} {shape}" for name, shape in self.tensors))
@@ -159,7 +164,18 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
     formula = FORMULA if recipes[0].center else RMS_FORMULA
     title = type(norm).__name__ if isinstance(norm, nn.Module) else str(norm)
     found = Explanation(str(norm), title, recipes, formula, tensors, laid, shape)
+    found = replace(found, stored=_stored(norm) if isinstance(norm, nn.Module) else "")
     return found if x is None else replace(found, x=described(x), choice=ask(x))
+
+
+def _stored(layer: nn.Module) -> str:
+    """That running statistics stand in for those of the input, where they do."""
+    frozen = isinstance(layer, FROZEN)
+    if getattr(layer, "running_mean", None) is None or (layer.training and not frozen):
+        return ""
+    whose = "mean and var" if len(_recipes(layer)) == 1 else "those over the batch"
+    when = "" if frozen else ", in evaluation"
+    return f"{whose} are running_mean and running_var{when}"
 
 
 def chosen(layer: nn.Module, x: Tensor) -> Choice:

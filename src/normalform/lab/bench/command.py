@@ -19,6 +19,7 @@ from normalform.lab.bench.rows import Row, read_rows, results
 from normalform.lab.bench.targets import outcomes
 from normalform.lab.bench.timing import keep_memory
 from normalform.lab.environment import environment
+from normalform.lab.folders import inside
 
 try:
     from rich.console import Console
@@ -160,9 +161,7 @@ def folder_of(options: Options) -> Path:
     part = any(getattr(options, each) != getattr(whole, each) for each in asked)
     usual = "bench-part" if part else "bench-quick" if options.quick else "bench"
     name = usual if options.name is None else options.name
-    if not name or name != Path(name).name or name in (".", ".."):
-        raise ValueError(f"name {name!r} is not a folder's name; --out says where it is made")
-    return options.out / name
+    return inside(options.out, name)
 
 
 def _how(case: Case, options: Options) -> How:
