@@ -226,7 +226,7 @@ MUTANTS = [
         blend,
         "if p[t.DOUBLE] == 1:",
         "if False:",
-        compiled_hard("switch, tiles", "outlier", torch.float64),
+        lambda: cpu.test_float64_of_a_first_channel_far_from_the_others(True),
     ),
     # Coefficients and apply
     Mutant(

@@ -127,6 +127,16 @@ def test_statistics_that_float32_cannot_hold(name: str, size: float):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_float64_of_a_first_channel_far_from_the_others(last: bool):
+    """Sums about its mean would cancel by as many times as there are channels."""
+    x, dy = (t.double().contiguous(memory_format=LAST[last]) for t in pair((3, 1100, 13, 11)))
+    x[:, 0] += 1e6
+    layer = randomized(nf.SwitchNorm2d(1100, over=("layer",))).double()
+    layer.kernel = "cpu"
+    assert_layer_accurate(layer, x, dy)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 def test_an_element_next_to_the_mean(last: bool):
     """One float64 for the mean is off by 6e-11 at |mean| = 1e6 std, more than the promise."""
     x = torch.full((1, 2, 3001, 1), 1e6)

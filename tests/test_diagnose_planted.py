@@ -94,7 +94,7 @@ def no_eps(model: Any) -> dict[str, Any]:
 
 
 def half_eps(model: Any) -> dict[str, Any]:
-    model.head = nn.Sequential(nn.LayerNorm(16, eps=1e-12, dtype=torch.float16), model.head)
+    model.head = nn.Sequential(nn.BatchNorm1d(16, eps=1e-12, dtype=torch.float16), model.head)
     return {"where": "head.0", "loader": None}
 
 
@@ -160,7 +160,7 @@ def decay(model: Any) -> dict[str, Any]:
 def idle(model: Any) -> dict[str, Any]:
     model.spare = nn.BatchNorm2d(8)
     model.spare.running_mean += 1
-    return {"where": "spare"}
+    return {"where": "spare", "severity": "note"}
 
 
 def own_class(model: Any) -> dict[str, Any]:
@@ -311,6 +311,7 @@ def test_the_optimizer_is_mended(model):
     names: dict[str, Any] = {"model": model, "nf": nf, "torch": torch}
     exec(finding.remedy, names)
     assert names["optimizer"].defaults["lr"] == 0.1
+    assert names["optimizer"].defaults["momentum"] == optimizer.defaults["momentum"]
     assert nf.diagnose(model, optimizer=names["optimizer"]).findings == ()
 
 
@@ -319,5 +320,7 @@ def test_many_norms_are_mended_in_one_line(model):
     model.body[1].momentum = model.tail[1].momentum = 0.9
     finding = found(nf.diagnose(model), "momentum")
     assert len(finding.where) == 7
-    exec(finding.remedy.split("; ")[0], {"model": model})
+    model.momentum = 0.9  # of the model's own, for another purpose
+    exec(finding.remedy.splitlines()[0], {"model": model})
+    assert model.momentum == 0.9
     assert [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == [0.1] * 8

@@ -78,7 +78,7 @@ def _finding(finding: Finding) -> Iterator[str]:
         costs = f"{said(finding.effect)} of" if math.isfinite(finding.effect) else "all of"
         yield from _wrapped(f"it costs {costs} the loss in evaluation")
     if finding.remedy:
-        lines = list(_wrapped(f"mend: {finding.remedy}"))
+        lines = [w for line in f"mend: {finding.remedy}".splitlines() for w in _wrapped(line)]
         more = [f"{' ' * 9}... (all of it in --json)"] if len(lines) > MOST_LINES else []
         yield from [*lines[:MOST_LINES], *more]
     if finding.tried is not None:

@@ -20,6 +20,7 @@ from normalform.diagnose.finding import SEVERITIES, Finding, Row, Suspicion, Tri
 from normalform.diagnose.gap import fall
 from normalform.diagnose.measure import Data, Loss
 from normalform.diagnose.norms import Norm, norms_of
+from normalform.diagnose.remedies import RECALIBRATE
 from normalform.diagnose.stored import SCALE, norms_in
 from normalform.diagnose.trial import compared, on_copy
 from normalform.surgery.feeding import batches as first
@@ -116,14 +117,26 @@ def diagnose(
         return Diagnosis("none found: the model has no norms")
     held = [norm.name for norm in norms if subject.training and not norm.module.training]
     known = Facts(subject, norms, optimizer, ranks, frozenset(held), _tail(loader))
+    wrapped = isinstance(model, DistributedDataParallel | DataParallel)
     if loader is None:
-        return _concluded(known)
+        return _of_wrapped(_concluded(known)) if wrapped else _concluded(known)
     with kept(subject), _same_order(loader):
         data = Data(tuple(first(loader, batches, doing="diagnose")), loss)
         if not data.batches:
             raise ValueError("diagnose: the loader gives no batches")
         subject.eval()
-        return _concluded(_gathered(known, data))
+        found = _concluded(_gathered(known, data))
+    return _of_wrapped(found) if wrapped else found
+
+
+def _of_wrapped(diagnosis: Diagnosis) -> Diagnosis:
+    """Remedies for a model whose modules are those of another inside it."""
+
+    def inside(finding: Finding) -> Finding:
+        remedy = finding.remedy.replace("model.get_submodule(", "model.module.get_submodule(")
+        return replace(finding, remedy=remedy)
+
+    return replace(diagnosis, findings=tuple(map(inside, diagnosis.findings)))
 
 
 def _of_tensors(state: Mapping[str, Any]) -> Diagnosis:
@@ -171,8 +184,19 @@ def _tried(facts: Facts, suspicion: Suspicion) -> Iterator[Finding]:
     if suspicion.expects != "better" and tried is not None:
         tried = Tried(None, None, tried.change)
     if m is not None and suspicion.expects == "better" and finding.effect is None:
-        finding = replace(finding, effect=_effect(m, finding, tried))
+        effect = _effect(m, finding, tried)
+        finding = replace(finding, effect=None if effect is None or effect < 0 else effect)
+    alone = finding.remedy == RECALIBRATE and finding.severity == "warning"
+    if alone and _is_worse(tried):
+        finding = replace(finding, severity="note")
     yield replace(finding, tried=tried)
+
+
+def _is_worse(tried: Tried | None) -> bool:
+    """Whether the model was better off without the remedy."""
+    if tried is None or tried.before is None or tried.after is None:
+        return False
+    return tried.after > tried.before
 
 
 def _effect(m: Measured, finding: Finding, tried: Tried | None) -> float | None:
@@ -212,7 +236,7 @@ def _tail(loader: object) -> int:
     """Samples in the last batch of a DataLoader where that is smaller than the others."""
     if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
         return 0
-    size = getattr(loader.dataset, "__len__", None)
+    size = getattr(loader.sampler, "__len__", None)
     return 0 if size is None else int(size()) % loader.batch_size
 
 

@@ -91,9 +91,9 @@ def never_called(facts: Facts) -> Iterator[Suspicion]:
     found = [norm for norm in facts.norms if norm.name in idle]
     if found:
         yield suspect(
-            "warning", "never called", found,
-            "no forward pass reaches it, in evaluation or training: it never learns, and goes into "
-            "every checkpoint",
+            "note", "never called", found,
+            "no forward pass calls it, in evaluation or training: it never learns, and goes into "
+            "every checkpoint, unless its weights are used in another way",
             {"norms": len(found), "of": len(facts.norms)},
             "call it in forward, or delete it",
         )  # fmt: skip

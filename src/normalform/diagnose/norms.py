@@ -110,8 +110,10 @@ def family_of(module: nn.Module) -> str:
 
 def _keeps_statistics(module: nn.Module) -> bool:
     """A class nobody knows, with a mean and a variance for each channel."""
-    mean, var = (module._buffers.get(f"running_{name}") for name in ("mean", "var"))
-    return mean is not None and var is not None and mean.ndim == 1 and mean.shape == var.shape
+    mean, var = (getattr(module, f"running_{name}", None) for name in ("mean", "var"))
+    if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+        return False
+    return mean.ndim == 1 and mean.shape == var.shape
 
 
 def channel_axis(norm: Norm, x: Tensor) -> int:

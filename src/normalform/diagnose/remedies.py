@@ -12,6 +12,7 @@ from torch import nn
 from normalform.diagnose.norms import SHARED, Norm
 from normalform.diagnose.watch import Seen
 from normalform.surgery.convert import convert
+from normalform.surgery.kinds import KINDS
 
 RECALIBRATE = "nf.recalibrate(model, loader)"
 ENOUGH = 16  # values of a group
@@ -31,12 +32,18 @@ def setting(norms: Sequence[Norm], attribute: str, value: Any) -> str:
     """The line that sets an attribute of these norms."""
     if len(norms) == 1:
         return f"{part(norms[0].name)}.{attribute} = {value!r}"
-    wrong = {getattr(norm.module, attribute) for norm in norms}
-    if len(norms) > NAMED and len(wrong) == 1:
-        test = f"getattr(m, {attribute!r}, None) == {next(iter(wrong))!r}"
+    alike = {(type(norm.module).__name__, getattr(norm.module, attribute)) for norm in norms}
+    if len(norms) > NAMED and len(alike) == 1:
+        kind, wrong = next(iter(alike))
+        test = f"type(m).__name__ == {kind!r} and m.{attribute} == {wrong!r}"
         return f"for m in [m for m in model.modules() if {test}]: m.{attribute} = {value!r}"
     names = [norm.name for norm in norms]
     return f"for name in {names}: model.get_submodule(name).{attribute} = {value!r}"
+
+
+def then(line: str, after: str) -> str:
+    """Two lines, or one where that can be."""
+    return f"{line}\n{after}" if "for " in line or "for " in after else f"{line}; {after}"
 
 
 def sets(norms: Sequence[Norm], attribute: str, value: Any) -> Callable[[nn.Module], None]:
@@ -70,7 +77,7 @@ def _to_groups(norms: Sequence[Norm], seen: Mapping[str, Seen]) -> dict[str, str
 
 def freezing(norms: Sequence[Norm]) -> str:
     """The line that freezes statistics and affine."""
-    frozen = [norm for norm in norms if norm.family in SHARED]
+    frozen = [norm for norm in norms if norm.family in SHARED and type(norm.module) in KINDS]
     names, does = (
         [norm.name for norm in frozen or norms],
         "nf.freeze({})" if frozen else "{}.eval()",

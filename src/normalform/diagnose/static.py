@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from normalform.diagnose.facts import Facts
 from normalform.diagnose.finding import Suspicion, suspect
 from normalform.diagnose.norms import Norm
-from normalform.diagnose.remedies import RECALIBRATE, freezing, sets, setting
+from normalform.diagnose.remedies import RECALIBRATE, freezing, sets, setting, then
 
 # The share of the new batch. torch's default is 0.1; 0.9 and 0.99 are what Keras, TensorFlow and
 # JAX call by this name, the share of the old. Above a half the newest batch outweighs all others.
 LARGEST_MOMENTUM = 0.5
 EPS = 1e-5  # torch's default
+NARROW = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 DEAD_SHARE = 0.5  # dead channels are common behind a ReLU; half a layer of them is not
 
 
@@ -44,6 +50,8 @@ def non_finite(facts: Facts) -> Iterator[Suspicion]:
 
 def _wrong(norm: Norm, learned: bool) -> Iterator[tuple[str, int]]:
     tensors = norm.affine.items() if learned else norm.module.named_buffers(recurse=False)
+    if norm.family == "own" and not learned:
+        return  # a bound may be infinite
     for name, tensor in tensors:
         wrong = int((~tensor.detach().isfinite()).sum())
         if wrong:
@@ -133,7 +141,7 @@ def momentum(facts: Facts) -> Iterator[Suspicion]:
             f"momentum={value:g} is the share of the new batch, so the running statistics are "
             f"nearly those of the last batch alone{keras}",
             {"momentum": value, "norms": len(large)},
-            f"{setting(large, 'momentum', right)}; {RECALIBRATE}", recalibrates=True,
+            then(setting(large, "momentum", right), RECALIBRATE), recalibrates=True,
         )  # fmt: skip
     still = [norm for norm in tracking if _momentum(norm) == 0]
     if still:
@@ -145,14 +153,15 @@ def momentum(facts: Facts) -> Iterator[Suspicion]:
 
 
 def vanishing_eps(facts: Facts) -> Iterator[Suspicion]:
-    """An eps that is 0 in the type of the parameters."""
-    found = [norm for norm in facts.norms if norm.eps is not None and _rounded(norm) == 0]
+    """An eps that leaves a constant input without a finite scale."""
+    found = [norm for norm in facts.norms if norm.eps is not None and _vanishes(norm)]
     if found:
         dtype = str(_dtype(found[0])).removeprefix("torch.")
         yield suspect(
             "warning", "eps", found,
-            f"eps={found[0].eps:g} is 0 in {dtype}: constant inputs give NaN",
-            {"eps": found[0].eps or 0.0, "least of the type": torch.finfo(_dtype(found[0])).tiny},
+            f"1 / sqrt(eps) is infinite in {dtype} at eps={found[0].eps:g}: constant inputs give "
+            "NaN",
+            {"eps": found[0].eps or 0.0, "largest of the type": torch.finfo(_dtype(found[0])).max},
             setting(found, "eps", EPS), sets(found, "eps", EPS),
         )  # fmt: skip
 
@@ -162,6 +171,7 @@ def half_frozen(facts: Facts) -> Iterator[Suspicion]:
     learns = any(p.requires_grad for p in facts.model.parameters())
     frozen = {n.name: [not p.requires_grad for p in n.affine.values()] for n in facts.norms}
     apart = [n for n in facts.norms if any(frozen[n.name]) and not all(frozen[n.name])]
+    apart = [norm for norm in apart if norm.switchable]  # biases alone of others learn on purpose
     still = [n for n in facts.norms if learns and frozen[n.name] and all(frozen[n.name])]
     moving = [n for n in still if n.switchable and _momentum(n) != 0 and n.name not in facts.held]
     held = [norm for norm in facts.norms if norm.switchable and norm.name in facts.held]
@@ -170,14 +180,14 @@ def half_frozen(facts: Facts) -> Iterator[Suspicion]:
             "warning", "half frozen", moving,
             "requires_grad=False holds weight and bias, but train() still takes the statistics of "
             "the batch and moves the running ones",
-            {"norms": len(moving)}, freezing(moving),
+            {"norms": len(moving)}, _settled_and_frozen(facts, moving), expects="training",
         )  # fmt: skip
     if apart:
         names = [name for name, p in apart[0].affine.items() if not p.requires_grad]
         yield suspect(
             "warning", "half frozen", apart,
             f"{' and '.join(names)} does not learn while the norm's other parameters do",
-            {"norms": len(apart)}, freezing(apart),
+            {"norms": len(apart)}, freezing(apart), expects="training",
         )  # fmt: skip
     if held:
         yield suspect(
@@ -201,9 +211,35 @@ def weight_decay(facts: Facts) -> Iterator[Suspicion]:
             "warning", "weight decay", found,
             f"{kind} pulls weight and bias of norms towards 0",
             {"weight_decay": decay, "norms": len(found)},
-            f"optimizer = torch.optim.{kind}(nf.param_groups(model, weight_decay={decay:g}), "
-            f"lr={groups[0].get('lr', 1e-3):g})",
+            f"optimizer = {_class(facts.optimizer)}(nf.param_groups(model, weight_decay={decay:g})"
+            f"{_options(facts.optimizer)})",
         )  # fmt: skip
+
+
+def _class(optimizer: torch.optim.Optimizer) -> str:
+    kind = type(optimizer)
+    ours = getattr(torch.optim, kind.__name__, None) is kind
+    return f"torch.optim.{kind.__name__}" if ours else kind.__name__
+
+
+def _options(optimizer: torch.optim.Optimizer) -> str:
+    """Those of its first group that differ from the defaults of its class, and its rate."""
+    known = inspect.signature(type(optimizer).__init__).parameters
+    given = [
+        (name, value)
+        for name, value in optimizer.param_groups[0].items()
+        if name in known and name not in ("params", "weight_decay")
+    ]
+    kept = [(n, v) for n, v in given if n == "lr" or v != known[n].default]
+    return "".join(f", {name}={value!r}" for name, value in kept)
+
+
+def _settled_and_frozen(facts: Facts, norms: list[Norm]) -> str:
+    """Freeze; where the statistics are not those of the data, after they are."""
+    m = facts.measured
+    after = None if m is None else m.losses.recalibrated
+    stale = m is not None and after is not None and after < m.losses.evaluation
+    return then(RECALIBRATE, freezing(norms)) if stale else freezing(norms)
 
 
 def own_classes(facts: Facts) -> Iterator[Suspicion]:
@@ -229,7 +265,7 @@ def _momentum(norm: Norm) -> float | None:
 
 
 def _counted(norm: Norm) -> int:
-    counter = norm.module._buffers.get("num_batches_tracked")
+    counter = getattr(norm.module, "num_batches_tracked", None)
     return int(counter) if counter is not None and counter.numel() == 1 else 0
 
 
@@ -237,6 +273,12 @@ def _dtype(norm: Norm) -> torch.dtype:
     return next((p.dtype for p in norm.affine.values()), torch.float32)
 
 
-def _rounded(norm: Norm) -> float:
-    """The norm's eps in the type of its parameters."""
-    return float(torch.tensor(norm.eps, dtype=_dtype(norm)))
+def _vanishes(norm: Norm) -> bool:
+    """Whether one over the root of eps is infinite, where the norm computes it.
+
+    PyTorch's batch and instance norm keep it in the type of the parameters; others compute in
+    float32 or more.
+    """
+    eps = norm.eps or 0.0
+    narrow = type(norm.module) in NARROW
+    return eps <= 0 or eps**-0.5 > torch.finfo(_dtype(norm) if narrow else torch.float32).max

@@ -32,7 +32,8 @@ class Seen:
         order: among the norms, by the first call.
         shape: of the first input.
         dtype: of the first input.
-        values: behind each statistic, the fewest of all calls.
+        values: behind each statistic, the fewest of all calls with the largest batch.
+        largest: samples of that batch.
         samples: in all batches together.
         finite_in: whether every input was finite.
         finite_out: whether every output was.
@@ -49,6 +50,7 @@ class Seen:
     dtype: torch.dtype
     values: int
     cell_var: float
+    largest: int = 0
     samples: int = 0
     finite_in: bool = True
     finite_out: bool = True
@@ -121,9 +123,13 @@ def _note_input(norm: Norm, x: Tensor, seen: dict[str, Seen], made: _Made) -> No
         var = float(cell_variances(norm, x).median())
         row = Seen(len(seen), tuple(x.shape), x.dtype, values, var, feeder=_feeder(x, made))
         seen[norm.name] = row
-    row.values = min(row.values, values)
     axis = channel_axis(norm, x)
-    row.samples += x.size(0) if axis else 1
+    samples = x.size(0) if axis else 1
+    if samples > row.largest:  # the last batch of a loader is often smaller
+        row.values, row.largest = values, samples
+    elif samples == row.largest:
+        row.values = min(row.values, values)
+    row.samples += samples
     row.finite_in &= bool(x.isfinite().all())
     row.add(x, axis)
 

@@ -34,6 +34,10 @@ from normalform.surgery.memory import OPTIONS, Form, become, tensors
 from normalform.surgery.report import Converted, Left
 
 HAS_DIM = frozenset(name for name, stem in CLASSES.items() if "{}" in stem)
+ALONE = (
+    "one channel in each group is instance norm: it needs several positions, and takes away more "
+    "than group norm does; name fewer groups, or layer"
+)
 PAPERS = 32  # groups, where no number is given
 ROWS = frozenset(("layer", "token", "rms", "none"))  # what a norm over the last axes may become
 CHANNELS = frozenset((*CLASSES, "none")) - {"rms"}  # and a norm over channels on axis 1
@@ -271,6 +275,8 @@ def _row(
         asked = target.number or PAPERS
         if target.name == "group" and groups != asked:
             notes.append(f"{channels} channels do not divide into {asked} groups: {groups} do")
+        if target.name == "group" and groups == channels:
+            notes.append(ALONE)
     if "block" in now:
         after += f", blocks of {now['block']}"
     if kind.name == "instance" and "running_var" in form.carried:

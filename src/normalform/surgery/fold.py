@@ -45,7 +45,10 @@ def fold(model: nn.Module, example: Any, *, verify: bool = True) -> Folding:
     in training mode or whose statistics are those of each input.
 
     The model itself is not touched. Data flow is found by :mod:`torch.fx`; a part whose own code
-    cannot be traced is left as it is. Reshapes are judged by the shapes in the example.
+    cannot be traced is left as it is. Reshapes are judged by the shapes in the example, and the
+    folded model is exact for calls such as the example's: arguments of ``forward`` that it leaves
+    out keep their defaults, and what is read elsewhere, by other methods or by hooks on the
+    modules around a layer, is not seen.
 
     Args:
         model: the model, in evaluation mode.

@@ -81,6 +81,7 @@ def _still_runs(model: nn.Module, example: Any) -> list[Tensor]:
 
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    torch.clear_autocast_cache()  # it may hold weights as they were
     with kept(model), torch.no_grad():
         torch.manual_seed(0)
         found = tree_leaves(feed(model, example))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -64,6 +65,8 @@ def param_groups(
     [('decay', 0.0001, 1), ('no decay', 0.0, 3), ('switch', 0.0, 2)]
     >>> optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     """
+    if not isinstance(weight_decay, int | float) or not weight_decay >= 0:
+        raise ValueError(f"param_groups: weight_decay={weight_decay!r} is not a number from 0 on")
     if lr is None and switch_lr != 1:
         raise ValueError(f"param_groups: switch_lr={switch_lr} is a multiple of lr, give lr, too")
     roles: dict[nn.Parameter, str] = {}
@@ -130,4 +133,6 @@ def _role(module: nn.Module, name: str, parameter: nn.Parameter, embeddings: boo
     # What a layer calls its bias of any shape: bias, bias_hh_l0 (recurrent), bias_k (attention).
     bias = name == "bias" or name.startswith("bias_")
     kept = isinstance(module, EMBEDDINGS) and not embeddings
+    if isinstance(module, nn.Linear | _ConvNd) and parameter.dim() > 1:
+        return "decay"  # whatever its class is called
     return "no decay" if is_norm(module) or bias or kept or parameter.dim() < 2 else "decay"

@@ -24,8 +24,9 @@ def kept(model: nn.Module, *, parameters: bool = False) -> Generator[None]:
     Undone are, for every module, changes of its class, its attributes and the lists and dicts among
     them, so of mode, momentum, hooks and parts; for every buffer, parameter and other tensor among
     the attributes, changes of ``grad`` (None inside), ``requires_grad`` and its values, bit for
-    bit; the random numbers of torch, NumPy and Python, and whether autograd is on. Graphs recorded
-    before can still be differentiated.
+    bit; the random numbers of torch, NumPy and Python and of generators that modules hold; whether
+    autograd and PyTorch's fused encoder layers are on. Graphs recorded before can still be
+    differentiated.
 
     Args:
         model: the model.
@@ -134,7 +135,7 @@ def _tensor(tensor: Tensor, copied: bool) -> Iterator[Undo]:
     version = None if tensor.is_inference() else preserved_version(tensor)
 
     def bits() -> None:
-        if not torch.equal(_bytes(storage), _bytes(values)):
+        if not _same_bits(storage, values):
             storage.copy_(values)
 
     yield bits
@@ -142,8 +143,12 @@ def _tensor(tensor: Tensor, copied: bool) -> Iterator[Undo]:
         yield partial(version.__exit__)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether they are known to be equal; of other forms than plain numbers nothing is known."""
+    if a.layout != torch.strided or a.is_quantized or a.is_mkldnn or a.is_nested:
+        return False
+    first, second = (t.resolve_conj().resolve_neg().contiguous().reshape(-1) for t in (a, b))
+    return torch.equal(first.view(torch.uint8), second.view(torch.uint8))
 
 
 def _attributes(model: nn.Module) -> Iterator[Undo]:
@@ -157,6 +162,8 @@ def _attributes(model: nn.Module) -> Iterator[Undo]:
                 yield partial(_refill, value, set(value), value.update)
             elif isinstance(value, list):
                 yield partial(_refill, value, list(value), value.extend)
+            elif isinstance(value, torch.Generator):
+                yield partial(value.set_state, value.get_state())
         yield partial(_set_mode, module, module.training)  # which a scripted module keeps elsewhere
 
 
@@ -193,3 +200,5 @@ def _elsewhere() -> Iterator[Undo]:
     yield partial(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the global one
     yield partial(random.setstate, random.getstate())
     yield partial(torch._C._set_grad_enabled, torch.is_grad_enabled())
+    mha = torch.backends.mha
+    yield partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
