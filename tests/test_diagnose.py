@@ -225,3 +225,44 @@ def test_passes_are_counted(model):
 def test_what_cannot_be_done_is_said(arguments, error, words):
     with pytest.raises(error, match=words):
         nf.diagnose(*arguments)
+
+
+@pytest.mark.parametrize("samples", [129, 130, 133, 192])
+def test_a_smaller_last_batch_is_no_training_batch(samples: int):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(samples, 4)
+    loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[:64]), (x[:64, 0] > 0).long()).backward()
+        optimizer.step()
+    found = nf.diagnose(model, loader, F.cross_entropy)
+    told = [(f.check, f.severity) for f in found.worse_than("note")]
+    assert told == ([("one value", "warning")] if samples == 129 else [])
+
+
+def test_the_last_batch_is_that_of_the_sampler(model):
+    x, y = data()[0]
+    dataset = TensorDataset(x.repeat(3, 1, 1, 1)[:65], y.repeat(3)[:65])
+    few = torch.utils.data.SubsetRandomSampler(range(64))
+    model.head = nn.Sequential(nn.BatchNorm1d(16), model.head)
+    checks = [f.what for f in nf.diagnose(model, DataLoader(dataset, 8, sampler=few)).findings]
+    assert not any("last batch" in what for what in checks)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")
+def test_a_model_with_a_scripted_part():
+    model = nn.Sequential(torch.jit.script(nn.ReLU()), nn.BatchNorm2d(3, momentum=0.99))
+    assert nf.diagnose(model).findings[0].check == "momentum"
+
+
+def test_an_infinite_bound_of_a_class_nobody_knows_is_no_fault():
+    class ObsNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("lowest", torch.tensor([-math.inf]))
+
+    found = nf.diagnose(nn.Sequential(ObsNorm(), nn.BatchNorm1d(2)))
+    assert found.worse_than("note") == ()

@@ -850,3 +850,10 @@ def test_an_exception_anywhere_leaves_the_model_as_it_was():
 
 def same(found: Any, expected: Any) -> None:
     assert found == expected
+
+
+def test_one_channel_in_each_group_is_said_to_be_instance_norm():
+    alone = nf.convert(nn.BatchNorm2d(16), {"batch": "group:32"})
+    several = nf.convert(nn.BatchNorm2d(64), {"batch": "group:32"})
+    assert "is instance norm" in alone.converted[0].note + str(alone)
+    assert "is instance norm" not in str(several)

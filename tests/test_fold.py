@@ -842,3 +842,12 @@ def test_the_report_reads_as_a_table():
         "  5  nn.GroupNorm left: its statistics are those of each input",
     ]
     assert str(nf.fold(nn.Sequential(nn.Linear(4, 4)), X)) == "no norms found"
+
+
+def test_under_autocast_the_folded_weights_are_used_at_once():
+    model = prepared(nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)))
+    x = example(2, 6, 5, 5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(x)
+        folded = nf.fold(model, x).model(x)
+    assert (folded - expected).abs().max() < 0.05 * expected.abs().max()

@@ -349,3 +349,42 @@ def test_the_interrupter_notices_who_swallows():
 
     with pytest.raises(AssertionError, match="was not reached or was swallowed"):
         list(interrupted_everywhere(run, ("surgery/keeping.py",)))
+
+
+FORMS = {
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "expanded": lambda: torch.zeros(1).expand(4),
+    "every other": lambda: torch.arange(6.0)[::2],
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "conjugate": lambda: torch.tensor([1 + 2j]).conj(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+def test_buffers_of_any_form(make: Callable[[], Tensor]):
+    model = nn.BatchNorm1d(3)
+    model.register_buffer("odd", make())
+    before = model.odd.clone()
+    with kept(model):
+        model.running_mean.fill_(7)
+        if model.odd.layout == torch.strided and 0 not in model.odd.stride():
+            model.odd.copy_(before.clone().fill_(2) if before.is_quantized else 2 * before)
+    seen = [t.dequantize() if t.is_quantized else t.to_dense() for t in (model.odd, before)]
+    assert torch.equal(*seen)
+    assert torch.equal(model.running_mean, torch.zeros(3))
+
+
+def test_generators_that_a_module_holds():
+    model = nn.Linear(1, 1)
+    model.random = torch.Generator().manual_seed(3)
+    with kept(model):
+        first = torch.rand(2, generator=model.random)
+    assert torch.equal(torch.rand(2, generator=model.random), first)
+
+
+def test_fused_encoder_layers_are_switched_back():
+    with suppress(KeyError), kept(nn.Linear(1, 1)):
+        torch.backends.mha.set_fastpath_enabled(False)
+        raise KeyError
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -235,3 +235,17 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
 def test_refused(given: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         nf.param_groups(given, 0.1)
+
+
+def test_a_linear_layer_whose_class_is_called_a_norm_decays():
+    class NormedLinear(nn.Linear):
+        pass
+
+    groups = nf.param_groups(NormedLinear(2, 3), weight_decay=0.1)
+    assert [(g["name"], len(g["params"])) for g in groups] == [("decay", 1), ("no decay", 1)]
+
+
+@pytest.mark.parametrize("wrong", [-1, "1e-4", float("nan")])
+def test_a_weight_decay_that_is_none(wrong: Any):
+    with pytest.raises(ValueError, match="is not a number from 0 on"):
+        nf.param_groups(nn.Linear(2, 3), weight_decay=wrong)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -23,6 +23,7 @@ from normalform.diagnose.norms import Norm, norms_of
 from normalform.diagnose.remedies import RECALIBRATE
 from normalform.diagnose.stored import SCALE, norms_in
 from normalform.diagnose.trial import compared, on_copy
+from normalform.surgery.feeding import Given, given
 from normalform.surgery.feeding import batches as first
 from normalform.surgery.keeping import kept
 
@@ -87,7 +88,7 @@ def diagnose(
             evaluation are from those with the statistics of the batch.
         optimizer: that trains the model.
         batches: how many are looked at; of the same size as in training, or the numbers of values
-            are not those of training.
+            are not those of training. A smaller last one is left out.
 
     Returns:
         The diagnosis, which prints as a table: ``summary``, ``findings``, ``rows``, ``as_dict()``,
@@ -121,7 +122,7 @@ def diagnose(
     if loader is None:
         return _of_wrapped(_concluded(known)) if wrapped else _concluded(known)
     with kept(subject), _same_order(loader):
-        data = Data(tuple(first(loader, batches, doing="diagnose")), loss)
+        data = Data(_alike(subject, [*first(loader, batches, doing="diagnose")]), loss)
         if not data.batches:
             raise ValueError("diagnose: the loader gives no batches")
         subject.eval()
@@ -230,6 +231,17 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, int]:
             model = inner
         else:
             return model, ranks
+
+
+def _alike(model: nn.Module, batches: list[Any]) -> tuple[Any, ...]:
+    """Without a smaller last one, whose statistics are not those of training."""
+    sizes = [_samples(given(model, batch)) for batch in batches]
+    return tuple(batches[:-1] if len(sizes) > 1 and sizes[-1] < sizes[0] else batches)
+
+
+def _samples(batch: Given) -> int:
+    values = (*batch.args, *batch.kwargs.values())
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), 0)
 
 
 def _tail(loader: object) -> int:

@@ -122,7 +122,7 @@ def _tensor(tensor: Tensor, copied: bool) -> Iterator[Undo]:
     requires_grad = tensor.requires_grad
 
     def flags() -> None:
-        if tensor.dtype != storage.dtype or tensor.data_ptr() != storage.data_ptr():
+        if tensor.dtype != storage.dtype or _place(tensor) != _place(storage):
             tensor.data = storage
         if tensor.is_leaf:
             tensor.requires_grad_(requires_grad)
@@ -141,6 +141,10 @@ def _tensor(tensor: Tensor, copied: bool) -> Iterator[Undo]:
     yield bits
     if version is not None:
         yield partial(version.__exit__)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
