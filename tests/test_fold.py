@@ -15,10 +15,10 @@ from torch.nn.utils import parametrizations, prune
 import normalform as nf
 from interruptions import interrupted_everywhere
 from model_state import state
-from normalform.surgery import fold_paths, fold_rules
-from normalform.surgery.fold_rules import Rule
-from normalform.surgery.fold_weights import Affine, Weights
-from normalform.surgery.folding import Folding
+from normalform.surgery.folding import paths, rules
+from normalform.surgery.folding.result import Folding
+from normalform.surgery.folding.rules import Rule
+from normalform.surgery.folding.weights import Affine, Weights
 
 
 def example(*shape: int, seed: int = 0) -> Tensor:
@@ -750,16 +750,16 @@ def no_eps(module: nn.Module, shape: Any) -> Affine | str:
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "bias not scaled": (Weights, "behind", broken_scale),
     "shift after scale": (Weights, "ahead", broken_shift),
-    "eps forgotten": ("normalform.surgery.fold", "affine_of", no_eps),
-    "activation ignored": (fold_paths, "rule_of", lambda *args: Rule(lambda numbers: numbers)),
-    "borders ignored": (fold_paths, "_has_borders", lambda host: False),
+    "eps forgotten": ("normalform.surgery.folding.fold", "affine_of", no_eps),
+    "activation ignored": (paths, "rule_of", lambda *args: Rule(lambda numbers: numbers)),
+    "borders ignored": (paths, "_has_borders", lambda host: False),
     "axis forgotten": (
         Weights,
         "_by_output",
         lambda self, v: v[: self.weight.size(1)].view(-1, 1, 1),
     ),
     "negative maxima": (
-        fold_rules,
+        rules,
         "Rule",
         lambda channels, unshifted=False, nonnegative=False: Rule(channels),
     ),
@@ -821,7 +821,9 @@ def test_an_interrupt_at_any_point_leaves_the_model_as_it_was():
     x = example(2, 3)
     before = state(model)
     points = 0
-    for point in interrupted_everywhere(lambda: nf.fold(model, x), ("surgery/fold",), last=False):
+    for point in interrupted_everywhere(
+        lambda: nf.fold(model, x), ("surgery/folding/",), last=False
+    ):
         assert state(model) == before, point
         points += 1
     assert points > 200

@@ -131,7 +131,7 @@ def test_five_are_left_and_the_last_folds_forwards(pitch: nn.Module):
 
 def test_folding_those_five_would_have_been_wrong(pitch: nn.Module):
     """Back into the convolution, as tools do that go by the order of children."""
-    from normalform.surgery.fold_weights import Weights, affine_of
+    from normalform.surgery.folding.weights import Weights, affine_of
 
     wrong = Pitch({key: t.clone() for key, t in pitch.state_dict().items()}).eval()
     host = Weights(wrong.conv5)

@@ -3,10 +3,10 @@
 from normalform.surgery.convert import convert as convert
 from normalform.surgery.convert import revert as revert
 from normalform.surgery.effect import Effect as Effect
-from normalform.surgery.fold import fold as fold
-from normalform.surgery.folding import Folded as Folded
-from normalform.surgery.folding import Folding as Folding
-from normalform.surgery.folding import Proof as Proof
+from normalform.surgery.folding.fold import fold as fold
+from normalform.surgery.folding.result import Folded as Folded
+from normalform.surgery.folding.result import Folding as Folding
+from normalform.surgery.folding.result import Proof as Proof
 from normalform.surgery.freeze import freeze as freeze
 from normalform.surgery.freeze import unfreeze as unfreeze
 from normalform.surgery.groups import param_groups as param_groups

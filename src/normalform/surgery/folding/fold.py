@@ -16,11 +16,11 @@ import torch.fx as fx
 from torch import nn
 
 from normalform.surgery.feeding import inside
-from normalform.surgery.fold_flow import Flow, flow_of
-from normalform.surgery.fold_paths import Blocked, Walker
-from normalform.surgery.fold_proof import copied, proved
-from normalform.surgery.fold_weights import Weights, affine_of, is_affine_of_its_own
-from normalform.surgery.folding import Folded, Folding
+from normalform.surgery.folding.flow import Flow, flow_of
+from normalform.surgery.folding.paths import Blocked, Walker
+from normalform.surgery.folding.proof import copied, proved
+from normalform.surgery.folding.result import Folded, Folding
+from normalform.surgery.folding.weights import Weights, affine_of, is_affine_of_its_own
 from normalform.surgery.keeping import kept
 from normalform.surgery.kinds import is_norm, label, named, require_model
 from normalform.surgery.report import Left

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normalform.surgery.feeding import feed
-from normalform.surgery.folding import Proof
+from normalform.surgery.folding.result import Proof
 from normalform.surgery.keeping import kept
 
 EXACT = 1e-9  # of the largest output: what float64 may differ by where nothing is wrong

@@ -13,7 +13,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from normalform.surgery.feeding import given
-from normalform.surgery.fold_weights import HOSTS
+from normalform.surgery.folding.weights import HOSTS
 from normalform.surgery.kinds import named
 
 READS_SHAPE = ("size", "dim", "numel", "ndimension", "stride", "is_contiguous")

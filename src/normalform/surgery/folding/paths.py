@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from normalform.surgery.fold_flow import Flow
-from normalform.surgery.fold_rules import Mixed, Rule, rule_of
-from normalform.surgery.fold_weights import HOSTS, Affine, has_hooks, is_host
+from normalform.surgery.folding.flow import Flow
+from normalform.surgery.folding.rules import Mixed, Rule, rule_of
+from normalform.surgery.folding.weights import HOSTS, Affine, has_hooks, is_host
 from normalform.surgery.kinds import label
 
 

@@ -19,8 +19,8 @@ from torch.fx.node import map_arg
 from torch.nn.modules import padding, pooling
 from torch.nn.modules.dropout import _DropoutNd
 
-from normalform.surgery.fold_flow import Flow
-from normalform.surgery.fold_weights import has_hooks
+from normalform.surgery.folding.flow import Flow
+from normalform.surgery.folding.weights import has_hooks
 
 RESHAPES = (
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim"),

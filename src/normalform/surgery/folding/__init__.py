@@ -1,0 +1,1 @@
+"""Norms into the convolutions and linear layers around them: see :func:`fold`."""
