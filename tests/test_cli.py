@@ -45,7 +45,7 @@ def run(capsys, *arguments):
         ),
         (["compare", "--experiment", "all", "--seeds", "0"], "seeds 0: at least 1"),
         (["compare", "--experiment", "all", "--nbs", "2"], "--nbs does not go with --experiment"),
-        (["compare", "--experiment", "all", "--data", "x"], "--data does not go with --experiment"),
+        (["compare", "--experiment", "depth", "--data", "x"], "depth has no such setting"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, words, capsys):

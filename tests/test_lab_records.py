@@ -215,7 +215,7 @@ def test_newer_format_is_refused(folder):
         lambda text: text[: text.rindex(",1.5,")],
         lambda text: text.replace(",14458,", ",many,"),
         lambda text: text.replace("run_id,", "id,"),
-        lambda text: text.replace("Z\n", "Z,more\n"),
+        lambda text: text.replace("float32\n", "float32,more\n"),
         lambda text: "",
     ],
 )

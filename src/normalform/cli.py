@@ -111,7 +111,10 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--data",
         help="fashion (2,000 + 2,000 images that come with the package; the default), digits "
-        "(scikit-learn's), a .npz file, or a folder with a folder of pictures for each class",
+        "(scikit-learn's), a .npz file, a folder with a folder of pictures for each class, or "
+        "torchvision:CIFAR10 (or MNIST, SVHN, ...; needs torchvision), which lies or is downloaded "
+        "in $TORCH_HOME/data (~/.cache/torch/data), or in FOLDER by torchvision:CIFAR10:FOLDER; "
+        "also for those experiments that have such a setting",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", default=None, help="a look in half a minute")
@@ -134,6 +137,16 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--name", help="of the run's folder")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder is made")
     parser.add_argument("--workers", type=int, help="trainings side by side")
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="auto (the default: cuda where there is one, else cpu), cpu, cuda, cuda:1 or mps",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="TYPE",
+        help="float32 (the default), bfloat16, or float16 on cuda: mixed, by torch.autocast",
+    )
     parser.set_defaults(run=_compare)
 
 

@@ -23,6 +23,8 @@ def compare(
     name: str | None = None,
     out: str | Path = "runs",
     workers: int | None = None,
+    device: str = "auto",
+    precision: str = "float32",
     quiet: bool = False,
     report: bool = True,
 ) -> RunFolder:
@@ -49,6 +51,10 @@ def compare(
         out: where the folder is made.
         workers: processes that train side by side, which have to import ``build``; by default
             this process trains.
+        device: ``"auto"``, CUDA where there is one and else the CPU; ``"cpu"``, ``"cuda"``,
+            ``"cuda:1"`` or ``"mps"``. The same bits again are promised on the CPU alone.
+        precision: ``"float32"``; ``"bfloat16"``, or on CUDA ``"float16"``, by ``torch.autocast``:
+            parameters stay float32.
         quiet: print nothing.
         report: write ``report.html`` into the folder.
 
@@ -57,7 +63,7 @@ def compare(
 
     Raises:
         ValueError: the network, the data or an option cannot be used.
-        ImportError: the network cannot be imported, or the extra ``lab`` is not installed.
+        ImportError: the network cannot be imported, or a package that is needed is not installed.
 
     >>> def build(norm_layer):
     ...     conv = torch.nn.Conv2d(1, 4, 3, bias=False)
@@ -88,6 +94,8 @@ def compare(
             name=name,
             out=Path(out),
             workers=workers,
+            device=device,
+            precision=precision,
             command="nf.lab.compare",
             here=workers is None,
             quiet=quiet,

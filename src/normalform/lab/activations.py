@@ -39,7 +39,7 @@ class Recorder:
         values = sum(math.prod(self.maps[i]) for i in self.shown)
         count = PROBE_IMAGES if values * PROBE_IMAGES <= MOST_VALUES else SGD_BATCH
         chosen = np.random.default_rng(0).permutation(len(samples))[:count]
-        probe, size = samples[torch.as_tensor(chosen)], arm.sgd_batch
+        probe, size = samples[torch.as_tensor(chosen, device=samples.device)], arm.sgd_batch
         self.batches = [probe[i : i + size] for i in range(0, len(probe) // size * size, size)]
         self.branches = arm.branches
         self.values = np.array(arm.values(network, *samples.shape[2:]), np.int64)[self.shown]
@@ -84,9 +84,9 @@ class Recorder:
         seen = {norm: [] for norm in norms}
 
         def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            before = inputs[0].numpy().copy()  # copied: a ReLU may work in place
+            before = _numbers(inputs[0]).copy()  # copied: a ReLU may work in place
             if all(part.shape[1:] == before.shape[1:] for part, _ in seen[module][:1]):
-                seen[module].append((before, output.numpy().copy()))
+                seen[module].append((before, _numbers(output).copy()))
 
         handles = [norm.register_forward_hook(note) for norm in norms]
         buffers = [buffer.clone() for buffer in network.buffers()]
@@ -132,8 +132,12 @@ def _statistics(
     }
 
 
+def _numbers(x: Tensor) -> NDArray[np.float32]:
+    return x.detach().float().cpu().numpy()
+
+
 def _softmax(logits: Tensor, used: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Softmax over the branches in use: one with a single value behind its mean is left out."""
     weights = np.zeros(len(used))
-    weights[used] = torch.softmax(logits.detach().double()[torch.as_tensor(used)], 0).numpy()
+    weights[used] = torch.softmax(logits.detach().cpu().double()[torch.as_tensor(used)], 0).numpy()
     return weights

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalform.lab.data import Dataset, load
+from normalform.lab.devices import model_of
 from normalform.lab.environment import environment
-from normalform.lab.plan import Options, cost, describe, folder_of, planned, settle
+from normalform.lab.plan import Options, Settings, cost, describe, folder_of, planned, settle
 from normalform.lab.records import Writer, read
 from normalform.lab.rows import Row
 from normalform.lab.samples import take
@@ -69,7 +70,7 @@ def compare(options: Options, trained: Trained | None = None) -> Path:
         _say_what_is_there(console, writer, runs, missing)
         try:
             if missing:
-                _train(console, writer, missing, data, trained or _trained(options))
+                _train(console, writer, missing, data, trained or _trained(options, settings))
         except KeyboardInterrupt:
             done = len(read(folder).rows)
             console.print(
@@ -158,8 +159,10 @@ def _say_what_is_there(
         console.print(f"{len(writer.finished)} of {len(runs)} runs are finished; going on.")
 
 
-def _trained(options: Options) -> Trained:
-    return train_here if options.here else partial(train_all, workers=side_by_side(options.workers))
+def _trained(options: Options, settings: Settings) -> Trained:
+    if options.here:
+        return train_here
+    return partial(train_all, workers=side_by_side(options.workers, settings.device))
 
 
 def _train(
@@ -207,6 +210,8 @@ def _row(run_id: str, run: Run, outcome: Outcome, data: Dataset) -> Row:
         train_images=len(data.x_train),
         test_images=len(data.x_test),
         values_per_statistic_min=fewest,
+        device=model_of(run.device),
+        precision=run.precision,
         date=now(),
         **measured,
         **where,

@@ -1,4 +1,4 @@
-"""The images a comparison trains on: the embedded cut, scikit-learn's digits, or the user's own.
+"""The images a comparison trains on: the embedded cut, those of packages, or the user's own.
 
 Whatever the source, a :class:`Dataset` holds pictures (N, C, H, W) and labels 0, 1, 2 ... split
 into a training and a test part, always in the same order.
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalform.lab.pictures import read_folder
+from normalform.lab.vision import PREFIX, read_torchvision
 
 SMALLEST = 8  # pixels a side: the networks halve a picture three or five times
 FEWEST = 32  # training images: one SGD batch
@@ -87,33 +88,50 @@ def load(source: str | Path) -> Dataset:
     Args:
         source: ``"fashion"`` (embedded: 2,000 + 2,000 images of Fashion-MNIST), ``"digits"``
             (scikit-learn's 8x8 digits), a ``.npz`` file with the arrays ``x_train``, ``y_train``,
-            ``x_test``, ``y_test`` or ``x``, ``y``, or a folder with one subfolder of pictures a
-            class. Without a split of its own, 70 % of each class is for training. Pictures in
-            arrays are (N, H, W), (N, C, H, W) or (N, H, W, C); ``classes`` may name the labels.
+            ``x_test``, ``y_test`` or ``x``, ``y``, a folder with one subfolder of pictures a
+            class, or ``"torchvision:CIFAR10"`` or another data set of torchvision, see
+            :func:`normalform.lab.vision.read_torchvision`. Without a split of its own, 70 % of each
+            class is for training. Pictures in arrays are (N, H, W), (N, C, H, W) or (N, H, W, C);
+            ``classes`` may name the labels.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ModuleNotFoundError: the package that reads it is not installed.
+        ImportError: the package that reads it is not installed, or cannot be imported.
         ValueError: it can be read but not trained on; the message says why.
 
     >>> load("fashion").x_train.shape
     (2000, 1, 28, 28)
     """
+    name = name_of(source)
     if source == "fashion":
         with as_file(files("normalform.lab") / "data" / "fashion.npz") as path:
             arrays = read_npz(path)
         return _dataset("fashion", "Fashion-MNIST, 2,000 + 2,000 images", arrays)
     if source == "digits":
         return _dataset("digits", "scikit-learn's digits", _read_digits())
+    if str(source).startswith(PREFIX):
+        return _dataset(name, f"{name} of torchvision", read_torchvision(str(source)))
     path = Path(source)
     if path.is_dir():
-        return _dataset(path.resolve().name, f"pictures in {path.name}", read_folder(path))
+        return _dataset(name, f"pictures in {path.name}", read_folder(path))
     if not path.exists():
         raise FileNotFoundError(
-            f"data {str(source)!r}: no such file or folder; give fashion, digits, a .npz file "
-            "or a folder with one subfolder of pictures a class"
+            f"data {str(source)!r}: no such file or folder; give fashion, digits, "
+            "torchvision:CIFAR10, a .npz file or a folder with one subfolder of pictures a class"
         )
-    return _dataset(path.stem, path.name, read_npz(path))
+    return _dataset(name, path.name, read_npz(path))
+
+
+def name_of(source: str | Path) -> str:
+    """The short name of the data that :func:`load` finds there.
+
+    >>> name_of("torchvision:CIFAR10:/data"), name_of("mine/faces.npz")
+    ('CIFAR10', 'faces')
+    """
+    if str(source).startswith(PREFIX):
+        return str(source).split(":")[1]
+    path = Path(source)
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:

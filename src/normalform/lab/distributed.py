@@ -14,6 +14,9 @@ Running statistics are not. A single process averages them over all blocks of a 
 DistributedDataParallel keeps those of process 0, which has seen its own parts only, so that the
 test error with running statistics is a little noisier. It is process 0 that is judged and recorded.
 The training metric is the mean of the processes', which for ``miou`` is not that of the union.
+
+With ``--device cuda`` each process takes a CUDA device of its own as far as there are some; they
+talk over gloo there too. That was not run.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from normalform.lab.arms import SGD_BATCH
 from normalform.lab.comparison import compare as run_comparison
 from normalform.lab.comparison import dataset_of
 from normalform.lab.data import Dataset
+from normalform.lab.devices import device_named
 from normalform.lab.models import OwnModel
 from normalform.lab.networks import Probe
 from normalform.lab.plan import Options
@@ -51,6 +55,8 @@ def compare(options: Options) -> None:
     if not dist.is_available():
         raise RuntimeError("this PyTorch is built without torch.distributed; start one process")
     options = divided(options, int(os.environ["WORLD_SIZE"]))
+    if device_named(options.device) == "cuda":  # each process its own, as far as they go
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with group():
         if dist.get_rank():
             _follow(options)
@@ -135,7 +141,7 @@ def _follow(options: Options) -> None:
 
 
 def _train(run: Run, images: Images) -> Any:
-    prepare()
+    prepare(run.device)
     return train(run, images, trainer=epochs_together)
 
 

@@ -93,17 +93,17 @@ def tally(metric: str, outputs: Tensor, y: Tensor) -> NDArray[np.float64]:
     An output that is not finite is a wrong one; a squared error stays infinite or NaN.
     """
     if metric == "mse":
-        square = (outputs.reshape(y.shape).double() - y.double()).square()
+        square = (outputs.reshape(y.shape).cpu().double() - y.cpu().double()).square()
         return square.flatten(1).mean(1, keepdim=True).numpy() if y.ndim > 1 else _column(square)
     chosen = outputs.argmax(1).where(outputs.isfinite().all(1), outputs.shape[1])
     if metric == "error":
-        return _column((chosen != y).double())
+        return _column(chosen != y)
     classes = range(outputs.shape[1])
     known = y != IGNORED
     parts = [((chosen == c) & known, y == c) for c in classes]
     both = [(a & b).flatten(1).sum(1) for a, b in parts]
     either = [(a | b).flatten(1).sum(1) for a, b in parts]
-    return torch.stack([*both, *either], 1).double().numpy()
+    return torch.stack([*both, *either], 1).cpu().double().numpy()
 
 
 def scores(metric: str, tallies: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
@@ -130,4 +130,4 @@ def scores(metric: str, tallies: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _column(values: Tensor) -> NDArray[np.float64]:
-    return values.double()[:, None].numpy()
+    return values.cpu().double()[:, None].numpy()

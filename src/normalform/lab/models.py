@@ -141,7 +141,7 @@ class OwnNetwork:
     def _known(self, model: nn.Module, norms: dict[str, nn.Module]) -> OwnModel:
         """The model with the norms that a forward pass reaches, once that is known."""
         reached = [layer.name for layer in self.layers if layer.name in norms] or list(norms)
-        return OwnModel(model, {name: norms[name] for name in reached})
+        return OwnModel(model, {name: norms[name] for name in reached}).cpu()
 
 
 class _Noting(partial[nn.Module]):
@@ -201,7 +201,8 @@ def _state(network: OwnModel) -> dict[str, Tensor]:
 def seeded(seed: int) -> Generator[None, None, None]:
     """Every random number drawn inside comes from this seed; outside nothing changes."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(cuda)):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002

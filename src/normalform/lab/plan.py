@@ -12,6 +12,7 @@ from typing import Any
 
 from normalform.lab.arms import FAMILIES, SGD_BATCH, Arm, plan_arms
 from normalform.lab.data import Dataset
+from normalform.lab.devices import check_precision, device_named, kind_of
 from normalform.lab.environment import version
 from normalform.lab.fit import look
 from normalform.lab.folders import inside, plain
@@ -41,12 +42,16 @@ class Options:
             part of the training samples.
         name: of the folder; by default the data's, with "-quick" where it applies.
         out: where the folder is made.
-        workers: processes that train side by side; by default one a core, eight at most.
+        workers: processes that train side by side; by default one a core, eight at most, and one
+            on a GPU.
         command: what was typed, for the report.
         here: train in this process, one run after the other.
         quiet: print nothing.
         report: write the report.
         processes: that share each SGD batch, see :mod:`normalform.lab.distributed`.
+        device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or
+            ``mps``, see :mod:`normalform.lab.devices`.
+        precision: ``float32``, or ``bfloat16`` or ``float16`` by :class:`torch.autocast`.
     """
 
     data: Any = "fashion"
@@ -66,6 +71,8 @@ class Options:
     quiet: bool = False
     report: bool = True
     processes: int = 1
+    device: str = "auto"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class Settings:
         lr: learning rate at an SGD batch of 32.
         choices: several of them, of which each run takes the best.
         processes: that share each SGD batch.
+        device: where the runs train.
+        precision: in which they do.
     """
 
     seeds: int
@@ -92,6 +101,8 @@ class Settings:
     lr: float
     choices: tuple[float, ...] = ()
     processes: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
 
 
 DEFAULT = Settings(4, 2, 5, (32, 8, 2), FAMILIES, 0.05)
@@ -104,7 +115,7 @@ def settle(options: Options) -> Settings:
     An explicit number of seeds holds for every arm there is.
 
     Raises:
-        ValueError: a number makes no sense.
+        ValueError: a number makes no sense, or the device is not to be had.
 
     >>> settle(Options(seeds=3)).small_batch_seeds
     3
@@ -119,6 +130,8 @@ def settle(options: Options) -> Settings:
     for lr in rates or (math.nan,):
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr {lr}: the learning rate is a positive number")
+    device = device_named(options.device)
+    check_precision(options.precision, device)
     small = default.small_batch_seeds if options.processes == 1 else 0
     return Settings(
         options.seeds or default.seeds,
@@ -129,6 +142,8 @@ def settle(options: Options) -> Settings:
         rates[0],
         rates if len(rates) > 1 else (),
         options.processes,
+        device,
+        options.precision,
     )
 
 
@@ -153,7 +168,8 @@ def plan_runs(settings: Settings, arms: Sequence[Arm], networks: Sequence[Networ
     Within a seed the long runs come first, so that no worker is left with one at the end.
     """
     runs: list[Run] = []
-    same = (settings.epochs, settings.lr, settings.choices, settings.processes)
+    where = (settings.device, settings.precision)
+    same = (settings.epochs, settings.lr, settings.choices, settings.processes, *where)
     for seed in range(max(settings.seeds, settings.small_batch_seeds)):
         arms_now = [arm for arm in arms if seed < seeds_of(arm, settings)]
         pairs = [Run(network, arm, seed, *same) for network in networks for arm in arms_now]
@@ -195,6 +211,8 @@ def run_id(run: Run, data: Dataset) -> str:
         "momentum": MOMENTUM,
         **({"choices": run.choices} if run.choices else {}),
         **({"processes": run.processes} if run.processes > 1 else {}),
+        **({"device": kind_of(run.device)} if run.device != "cpu" else {}),
+        **({"precision": run.precision} if run.precision != "float32" else {}),
         **({"metric": data.metric} if data.metric != "error" else {}),
         **({} if data.scaled else {"scaled": False}),
     }
@@ -237,6 +255,7 @@ def describe(
             "lr": settings.lr,
             "choices": list(settings.choices),
             "processes": settings.processes,
+            **({"precision": settings.precision} if settings.precision != "float32" else {}),
             "momentum": MOMENTUM,
             "sgd_batch": SGD_BATCH,
         },

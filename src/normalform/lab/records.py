@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalform.lab.folders import claim, read_mark, replace
+from normalform.lab.rows import ADDED, read_rows, to_csv
 from normalform.lab.rows import Row as Row
-from normalform.lab.rows import read_rows, to_csv
 
 FORMAT = {"format": "normalform compare", "version": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunFolder:
     """A comparison as it lies on the disk; see :func:`read`.
 
@@ -46,6 +46,9 @@ class RunFolder:
     folder: Path
     meta: dict[str, Any]
     all_rows: list[Row]
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.folder)!r}, {len(self.rows)} of {len(self.meta['runs'])} runs)"
 
     @property
     def rows(self) -> list[Row]:
@@ -175,7 +178,7 @@ def _read_details(folder: Path, run_id: str) -> tuple[Row, dict[str, NDArray[Any
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-        known: dict[str, Any] = {"metric": "error"}  # of rows that were written without it
+        known: dict[str, Any] = dict(ADDED)
         row = Row(**(known | json.loads(str(arrays.pop("row")))))
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is missing or damaged; run again to repeat the run") from None

@@ -49,6 +49,8 @@ class Row:
         platform: operating system.
         commit: of the checkout, "" outside one.
         date: when the run ended, UTC.
+        device: that computed it: ``cpu``, or ``cuda`` and its model.
+        precision: ``float32``, or ``bfloat16`` or ``float16`` where it is mixed.
     """
 
     run_id: str
@@ -83,6 +85,12 @@ class Row:
     platform: str
     commit: str
     date: str
+    device: str = "cpu"
+    precision: str = "float32"
+
+
+ADDED = {"metric": "error", "device": "cpu", "precision": "float32"}
+"""What holds for rows that were written before there was such a column."""
 
 
 _PARSERS: Mapping[str, Callable[[str], str | int | float]] = {
@@ -127,7 +135,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def _row(cells: Mapping[str, str]) -> Row:
-    known = {"metric": "error", **cells}  # all that a table without the column can hold
+    known = {**ADDED, **cells}
     values: dict[str, Any] = {name: _parse(kind, known[name]) for name, kind in _FIELDS.items()}
     return Row(**values)
 

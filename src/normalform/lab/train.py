@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from normalform.lab.activations import Recorder
 from normalform.lab.arms import SGD_BATCH, Arm
 from normalform.lab.data import Dataset
+from normalform.lab.devices import kind_of, place
 from normalform.lab.metrics import loss, scores, tally
 from normalform.lab.models import OwnModel, OwnNetwork, seeded
 from normalform.lab.networks import Network, Probe, initialize
@@ -45,6 +46,8 @@ class Run:
         choices: learning rates of which the run takes the best, see :func:`choose`; none where
             ``lr`` is fixed.
         processes: that share each SGD batch, see :mod:`normalform.lab.distributed`.
+        device: where it trains and is judged, see :mod:`normalform.lab.devices`.
+        precision: ``float32``; ``bfloat16`` or ``float16`` under :class:`torch.autocast`.
     """
 
     network: Network | OwnNetwork
@@ -54,6 +57,8 @@ class Run:
     lr: float
     choices: tuple[float, ...] = ()
     processes: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
 
     @property
     def peak_lr(self) -> float:
@@ -97,10 +102,25 @@ class Images:
         """Height and width of a picture; whatever follows the channels."""
         return self.shape[1:]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.x_train.device
+
+    def to(self, device: str) -> Images:
+        """The same on a device; the very tensors where they lie there already."""
+        found = copy.copy(self)
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            setattr(found, name, getattr(self, name).to(device))
+        return found
+
     def held_out(self) -> Images:
         """The training part alone, with every fifth sample of it in the place of the test part."""
-        order = torch.as_tensor(np.random.default_rng(0).permutation(len(self.x_train)))
-        last, rest = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT > 0]
+        order = np.random.default_rng(0).permutation(len(self.x_train))
+        last, rest = (
+            torch.as_tensor(part, device=self.device)
+            for part in (order[::HELD_OUT], order[np.arange(len(order)) % HELD_OUT > 0])
+        )
         found = copy.copy(self)
         found.x_train, found.y_train = self.x_train[rest], self.y_train[rest]
         found.x_test, found.y_test = self.x_train[last], self.y_train[last]
@@ -132,6 +152,7 @@ def train(
     reason = run.arm.impossible(run.network, *images.size)
     if reason is not None:
         return Outcome("impossible", reason, lr=run.peak_lr)
+    images = images.to(run.device)
     chosen, tried = choose(run, images, progress)
     with seeded(run.seed):
         outcome = _train(chosen, images, progress, trainer or epochs)
@@ -209,9 +230,9 @@ def _verdicts(metric: str, wrong: NDArray[np.float64]) -> dict[str, NDArray[Any]
 
 
 def build(run: Run, images: Images) -> Probe | OwnModel:
-    """The run's network with its initial weights."""
+    """The run's network with its initial weights, on its device and in its precision."""
     if isinstance(run.network, OwnNetwork):
-        return run.network.build(run.arm, run.seed)
+        return place(run.network.build(run.arm, run.seed), run.device, run.precision)
     network = Probe(
         run.network.widths,
         run.arm.norm_layer(),
@@ -220,7 +241,7 @@ def build(run: Run, images: Images) -> Probe | OwnModel:
         bias=run.arm.norm == "none",
     )
     initialize(network, run.rng(INIT))
-    return network
+    return place(network, run.device, run.precision)
 
 
 def batches(run: Run, images: Images) -> Iterator[torch.Tensor]:
@@ -263,21 +284,23 @@ def epochs(
             they are; weight and bias go on learning.
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=run.peak_lr, momentum=MOMENTUM)
+    scaler = torch.amp.GradScaler(kind_of(run.device), enabled=run.precision == "float16")
     step = 0
     for epoch, order in enumerate(batches(run, images) if orders is None else orders):
         network.train()
         for norm in network.norms if epoch >= run.epochs - frozen else ():
             norm.eval()
         loss_sum, tallies = 0.0, list[NDArray[np.float64]]()
-        for batch in order.unbind():
+        for batch in order.to(images.device).unbind():
             progress = step / (len(order) * run.epochs)
             optimizer.param_groups[0]["lr"] = run.peak_lr * (1 + math.cos(math.pi * progress)) / 2
             y = images.y_train[batch]
             outputs = network(images.x_train[batch])
             value = loss(images.metric, outputs, y)
             optimizer.zero_grad()
-            torch.autograd.backward(value)
-            optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+            torch.autograd.backward(scaler.scale(value))
+            scaler.step(optimizer)
+            scaler.update()
             loss_sum += value.item()
             tallies.append(tally(images.metric, outputs.detach(), y))
             step += 1
@@ -321,6 +344,6 @@ def recalibrate(run: Run, network: Probe | OwnModel, images: Images) -> bool:
         norm.momentum = None  # the plain average of all batches since the reset
     network.train()
     with torch.no_grad():
-        for batch in next(batches(run, images)).unbind() if tracking else ():
+        for batch in next(batches(run, images)).to(images.device).unbind() if tracking else ():
             network(images.x_train[batch])
     return bool(tracking)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 
 from normalform.lab.data import Dataset
+from normalform.lab.devices import kind_of
 from normalform.lab.environment import cores
 from normalform.lab.train import Images, Run, train
 
@@ -54,15 +55,15 @@ class Failed(NamedTuple):
     traceback: str
 
 
-def side_by_side(asked: int | None) -> int:
-    """How many workers there are: as asked, or one a core.
+def side_by_side(asked: int | None, device: str = "cpu") -> int:
+    """How many workers there are: as asked, or one a core, and one where a GPU does the work.
 
     Raises:
         ValueError: less than one is asked for.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"workers {asked}: at least 1 is needed")
-    return asked or min(cores(), MOST_WORKERS)
+    return asked or (min(cores(), MOST_WORKERS) if kind_of(device) == "cpu" else 1)
 
 
 def train_all(runs: Mapping[str, Run], data: Dataset, workers: int) -> Iterator[Epoch | Done]:
@@ -83,20 +84,26 @@ def train_all(runs: Mapping[str, Run], data: Dataset, workers: int) -> Iterator[
 def train_here(runs: Mapping[str, Run], data: Dataset) -> Iterator[Epoch | Done]:
     """Train the runs in their order in this process, with the same bits as in a worker."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     images = Images(data)
     for run_id, run in runs.items():
-        prepare()
+        prepare(run.device)
         try:
             outcome = train(run, images)
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict)
+            torch.use_deterministic_algorithms(strict, warn_only=lenient)
         yield Done(run_id, outcome)
 
 
 def _trainer(data: Dataset) -> Able[Run]:
     images = Images(data)
-    return lambda run, tick: train(run, images, tick)
+
+    def do(run: Run, tick: Tick) -> Any:
+        prepare(run.device)
+        return train(run, images, tick)
+
+    return do
 
 
 def work_all(
@@ -140,10 +147,14 @@ def work_all(
             process.join()
 
 
-def prepare() -> None:
-    """One thread, and no operation that could give other bits the next time."""
+def prepare(device: str = "cpu") -> None:
+    """One thread, and no operation that could give other bits the next time.
+
+    Beside the CPU some operations have no other form: they run, and PyTorch warns.
+    """
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's bits may differ
+    torch.use_deterministic_algorithms(True, warn_only=kind_of(device) != "cpu")
 
 
 def _start(begin: Callable[[], Able[Any]]) -> tuple[Connection, BaseProcess]:
@@ -172,7 +183,7 @@ def _receive(
         process.join(timeout=5)
         why = (
             f"a worker ended during {run_id} (exit code {process.exitcode}; it may have run out of "
-            "memory)"
+            "memory, or belong to a script that starts it outside `if __name__ == '__main__':`)"
         )
         return Failed(run_id, why, ""), False
 
@@ -181,7 +192,6 @@ def _work(connection: Connection, begin: Callable[[], Able[Any]]) -> None:
     """The life of a worker: until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's bits may differ
     prepare()
     do = begin()
     try:

@@ -70,7 +70,7 @@ def run(options: Options, table: Mapping[str, Experiment] = EXPERIMENTS) -> Path
                 "The same command continues."
             )
             raise
-        _say_verdicts(console, plans, writer.kept())
+        _say_verdicts(console, options, plans, writer.kept())
         path = folder
         if options.report:
             console.print("Drawing the report ...")
@@ -162,7 +162,9 @@ def _verdict(experiment: Experiment, kept: Kept) -> Verdict:
     return judged(experiment, kept.results(experiment.name), kept.missing(experiment.name))
 
 
-def _say_verdicts(console: Console, plans: Mapping[str, Plan], kept: Kept) -> None:
+def _say_verdicts(
+    console: Console, options: Options, plans: Mapping[str, Plan], kept: Kept
+) -> None:
     verdicts = {name: _verdict(plan.experiment, kept) for name, plan in plans.items()}
     for name, verdict in verdicts.items():
         console.print(f"\n{name}: {_word(verdict)}", soft_wrap=True)
@@ -171,6 +173,8 @@ def _say_verdicts(console: Console, plans: Mapping[str, Plan], kept: Kept) -> No
             console.print("  " + "\n    ".join(wrapped), soft_wrap=True)
     met = sum(verdict.met for verdict in verdicts.values())
     console.print(f"\n{met} of {len(verdicts)} claims met.")
+    if options.quick:
+        console.print("Quick settings are too small to judge a claim by.")
 
 
 def _word(verdict: Verdict) -> str:

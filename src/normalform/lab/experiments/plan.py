@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from normalform.lab.data import load, name_of
 from normalform.lab.environment import version
 from normalform.lab.experiments.experiment import Experiment, Trial
 from normalform.lab.experiments.store import FORMAT
@@ -28,11 +29,14 @@ class Options:
         full: for GPUs and whole data sets.
         seeds: how many; every arm of every experiment gets as many.
         workers: processes that measure side by side; by default one a core, eight at most.
-        name: of the folder; by default "experiments", with "-quick" or "-full" where it applies.
+        name: of the folder; by default "experiments", with "-quick" or "-full" where it applies,
+            and with the name of the data where they are given.
         out: where the folder is made.
         command: what was typed, for the report.
         quiet: print nothing.
         report: write the report.
+        data: in the place of the experiment's own, where it has a setting of that name; what
+            :func:`normalform.lab.data.load` takes.
     """
 
     experiment: Sequence[str]
@@ -45,6 +49,7 @@ class Options:
     command: str = ""
     quiet: bool = False
     report: bool = True
+    data: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ def planned(options: Options, table: Mapping[str, Experiment]) -> dict[str, Plan
     """The experiments that are asked for, in the order of the table.
 
     Raises:
-        ValueError: there is none of a name, a number makes no sense, or a trial cannot be kept.
+        ValueError: there is none of a name, a number makes no sense, a trial cannot be kept, or
+            the data cannot be used by an experiment.
+        FileNotFoundError: there is no such data.
     """
     if options.quick and options.full:
         raise ValueError("--quick and --full: choose one")
@@ -81,17 +88,28 @@ def planned(options: Options, table: Mapping[str, Experiment]) -> dict[str, Plan
     names = set(table) if "all" in options.experiment else set(options.experiment)
     for name in sorted(names - set(table)):
         raise ValueError(f"experiment {name!r}: unknown; there are {', '.join(table)}, and all")
-    return {name: _plan(table[name], options) for name in table if name in names}
+    if options.data is None:
+        return {name: _plan(table[name], options) for name in table if name in names}
+    takes = [name for name, experiment in table.items() if "data" in experiment.default]
+    for name in sorted(names - set(takes)):
+        raise ValueError(f"--data: experiment {name} has no such setting; {', '.join(takes)} have")
+    sha256 = load(options.data).sha256
+    return {name: _plan(table[name], options, sha256) for name in table if name in names}
 
 
-def _plan(experiment: Experiment, options: Options) -> Plan:
+def _plan(experiment: Experiment, options: Options, sha256: str = "") -> Plan:
+    """One experiment, on the data of this fingerprint where others than its own are given."""
     size = "quick" if options.quick else "full" if options.full else "default"
     settings = dict(getattr(experiment, size))
     if options.seeds is not None:
         settings["seeds"] = options.seeds
+    if options.data is None or options.data == settings["data"]:
+        sha256 = ""  # a version of normalform has its data with it
+    else:
+        settings["data"] = str(options.data)
     trials: dict[str, Trial] = {}
     for trial in experiment.trials(settings):
-        run_id = id_of(experiment.name, trial)
+        run_id = id_of(experiment.name, trial, sha256)
         if run_id in trials:
             raise ValueError(f"{experiment.name}: {trial.arm}, seed {trial.seed} is planned twice")
         trials[run_id] = trial
@@ -107,13 +125,19 @@ def folder_of(options: Options) -> Path:
     name = options.name
     if name is None:
         name = DEFAULT_NAME + "-quick" * options.quick + "-full" * options.full
+        name += "" if options.data is None else f"-{name_of(options.data)}"
     return inside(options.out, name)
 
 
-def id_of(name: str, trial: Trial) -> str:
+def id_of(name: str, trial: Trial, sha256: str = "") -> str:
     """A name made of everything that decides the result: equal names, equal results.
 
     The machine is not in it: experiments may be finished on another one.
+
+    Args:
+        name: of the experiment.
+        trial: what is measured.
+        sha256: of the data where they are not the experiment's own; stands for their name.
 
     Raises:
         ValueError: a worker could not be sent the trial, or its settings not be written down.
@@ -127,7 +151,7 @@ def id_of(name: str, trial: Trial) -> str:
         "arm": trial.arm,
         "seed": trial.seed,
         "measure": measure,
-        "settings": trial.settings,
+        "settings": {**trial.settings, "data": sha256} if sha256 else trial.settings,
     }
     try:
         text = json.dumps(what, sort_keys=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Section:
         figure: None where it cannot be drawn.
         why: not.
         former: the rule that stood when the runs were planned, where it is another.
+        data: what it was given in the place of its own data.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Section:
     figure: Picture | None
     why: str
     former: str = ""
+    data: str = ""
 
     @staticmethod
     def of(kept: Kept, name: str, experiment: Experiment | None, mark: str) -> Section:
@@ -56,13 +59,13 @@ class Section:
         former = told["rule"] if told["rule"] != experiment.rule else ""
         told = {**told, **{k: getattr(experiment, k) for k in ("title", "claim", "setup", "rule")}}
         verdict = judged(experiment, results, kept.missing(name))
-        size, seeds = _size(told["settings"], experiment)
+        size, seeds, data = _size(told["settings"], experiment)
         figure, why = None, ""
         try:
             figure = picture(experiment.picture(results))
         except Exception as error:  # of a picture that needs what is not finished
             why = f"{type(error).__name__}: {error}"
-        return Section(name, mark, told, runs, verdict, size, seeds, figure, why, former)
+        return Section(name, mark, told, runs, verdict, size, seeds, figure, why, former, data)
 
     @property
     def id(self) -> str:
@@ -158,7 +161,7 @@ class Section:
 
     def _unlike(self) -> str:
         """What is not as the set-up says."""
-        if self.size == "default" and self.seeds is None:
+        if self.size == "default" and self.seeds is None and not self.data:
             return ""
         settings = ", ".join(f"{name} {value}" for name, value in self.told["settings"].items())
         which = f"{self.size} settings" if self.size else "settings of its own"
@@ -169,7 +172,8 @@ class Section:
         """What makes it again."""
         size = f" --{self.size}" if self.size in ("quick", "full") else ""
         seeds = f" --seeds {self.seeds}" if self.seeds is not None else ""
-        return f"normalform compare --experiment {self.name}{size}{seeds}"
+        data = f" --data {shlex.quote(self.data)}" if self.data else ""
+        return f"normalform compare --experiment {self.name}{size}{seeds}{data}"
 
     def _numbers(self) -> str:
         if not self.runs:
@@ -199,17 +203,20 @@ class Section:
         return [str(len(runs)), *(_mean(found) for found in values)]
 
 
-def _size(settings: Mapping[str, Any], experiment: Experiment) -> tuple[str, int | None]:
-    """Which of the experiment's settings these are, and how many seeds where they differ."""
-    sizes = {size: dict(getattr(experiment, size)) for size in ("default", "quick", "full")}
+def _size(settings: Mapping[str, Any], experiment: Experiment) -> tuple[str, int | None, str]:
+    """Which of the experiment's settings these are, and the seeds and data where they differ."""
+    data = settings.get("data", "")
+    given = data if data != experiment.default.get("data", "") else ""
+    other = {"data": given} if given else {}
+    sizes = {size: {**getattr(experiment, size), **other} for size in ("default", "quick", "full")}
     for size, known in sizes.items():
         if known == settings:
-            return size, None
+            return size, None, given
     seeds = settings.get("seeds")
     for size, known in sizes.items():
         if {**known, "seeds": seeds} == settings:
-            return size, seeds
-    return "", None
+            return size, seeds, given
+    return "", None, given
 
 
 def _mean(values: Sequence[Any]) -> str:

@@ -110,7 +110,7 @@ def facts(findings: Findings) -> dict[str, str]:
         "networks": "; ".join(network.title for network in findings.networks),
         "training": f"{settings}, {steps}",
         "seeds": ", ".join(map(str, config["seeds"])),
-        "machine": _values(rows, "machine"),
+        **{name: _values(rows, name) for name in ("device", "precision", "machine")},
         "cores": _values(rows, "cores"),
         "system": _values(rows, "platform"),
         **{name: _values(rows, name) for name in ("normalform", "torch", "numpy", "python")},

@@ -15,7 +15,7 @@ import numpy as np
 from normalform.lab.report.findings import Arm, Findings, Network, compare
 from normalform.lab.report.questions import Comparison
 
-_SETTINGS = ("epochs", "lr", "choices", "momentum", "sgd_batch")
+_SETTINGS = ("epochs", "lr", "choices", "momentum", "sgd_batch", "precision")
 _ALIKE = 1e-3  # relative; what machines may differ by before the first step
 
 
