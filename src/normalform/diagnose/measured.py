@@ -133,11 +133,12 @@ def dead_channels(facts: Facts) -> Iterator[Suspicion]:
     shares: dict[str, tuple[Norm, int, int]] = {}
     for norm in facts.norms:
         seen = measured.seen.get(norm.name) if measured else None
-        if seen is None or norm.family in ROWS or seen.count < 2:
+        if seen is None or norm.family in ROWS or seen.all.count < 2:
             continue
-        dead = int((seen.var <= 1e-12 * seen.mean.square() + 1e-30).sum())
+        every = seen.all
+        dead = int((every.variance() <= 1e-12 * every.mean.square() + 1e-30).sum())
         if dead:
-            shares[norm.name] = norm, dead, seen.mean.numel()
+            shares[norm.name] = norm, dead, every.mean.numel()
     for severe in (True, False):
         rows = [row for row in shares.values() if (row[1] >= DEAD_SHARE * row[2]) == severe]
         if rows:

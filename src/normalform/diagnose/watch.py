@@ -20,6 +20,7 @@ from normalform.diagnose.norms import (
     exact,
     values_per_statistic,
 )
+from normalform.surgery.population import Population
 
 _Made = dict[int, tuple[weakref.ref[Tensor], int, str]]  # by id: tensor, version, by which layer
 
@@ -39,9 +40,7 @@ class Seen:
         finite_out: whether every output was.
         feeder: the convolution or linear layer whose output is the input, untouched.
         cell_var: median variance of the cells of the first input.
-        count: values of each channel.
-        mean: of each channel, over all that came.
-        spread: sum of the squares about that mean.
+        all: mean and variance of each channel, over all that came.
         batch: mean and variance of each batch as the norm itself found them, where it used those.
     """
 
@@ -50,32 +49,14 @@ class Seen:
     dtype: torch.dtype
     values: int
     cell_var: float
+    all: Population
     largest: int = 0
     samples: int = 0
     finite_in: bool = True
     finite_out: bool = True
     feeder: str = ""
-    count: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    spread: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     batch: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @property
-    def var(self) -> Tensor:
-        """Variance of each channel over all that came."""
-        return self.spread / max(1, self.count)
-
-    def add(self, x: Tensor, axis: int) -> None:
-        """Merge what came now, exactly."""
-        x = exact(x).transpose(0, axis).reshape(x.size(axis), -1)
-        var, mean = torch.var_mean(x, 1, correction=0)
-        count = x.size(1)
-        total = self.count + count
-        apart = mean - self.mean
-        self.spread = self.spread + var * count + apart.square() * (self.count * count / total)
-        self.mean = self.mean + apart * (count / total)
-        self.count = total
 
 
 @contextmanager
@@ -121,7 +102,9 @@ def _note_input(norm: Norm, x: Tensor, seen: dict[str, Seen], made: _Made) -> No
     row = seen.get(norm.name)
     if row is None:
         var = float(cell_variances(norm, x).median())
-        row = Seen(len(seen), tuple(x.shape), x.dtype, values, var, feeder=_feeder(x, made))
+        every = Population(x.size(channel_axis(norm, x)), x.device)
+        feeder = _feeder(x, made)
+        row = Seen(len(seen), tuple(x.shape), x.dtype, values, var, every, feeder=feeder)
         seen[norm.name] = row
     axis = channel_axis(norm, x)
     samples = x.size(0) if axis else 1
@@ -131,7 +114,7 @@ def _note_input(norm: Norm, x: Tensor, seen: dict[str, Seen], made: _Made) -> No
         row.values = min(row.values, values)
     row.samples += samples
     row.finite_in &= bool(x.isfinite().all())
-    row.add(x, axis)
+    row.all.add(x.movedim(axis, 1) if axis else x.unsqueeze(0))
 
 
 def _feeder(x: Tensor, made: _Made) -> str:
