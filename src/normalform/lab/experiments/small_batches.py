@@ -82,8 +82,8 @@ EXPERIMENT = Experiment(
         "(Wu & He, Group Normalization, 2018: ResNet-50 on ImageNet, 34.7 against 24.1 % at 2 "
         "images a GPU); switchable norm learns to do without the batch (Luo et al., 2019)."
     ),
-    setup=classify.setup(classify.STRIDE32, "1x1", seeds=4, epochs=8)
-    + "Batch and switch norm take their batch statistics over NBS = 32, 16, 8, 4, 2 of the 32 "
+    setup=classify.setup(classify.STRIDE32, "1x1", seeds=5, epochs=8)
+    + "Batch and switch norm take their batch statistics over NBS = 32, 8, 4, 2 of the 32 "
     "images of a step; in the last layer a mean is over NBS values, and of two values no more than "
     "a sign is left. Group norm has 4 groups. Recalibrated: running statistics replaced by "
     "averages over one pass of the training set.",
@@ -92,7 +92,7 @@ EXPERIMENT = Experiment(
         "above batch norm at NBS 32, switch norm at NBS 2, group norm, and layer norm. "
         + classify.RULE
     ),
-    default=classify.settings(classify.STRIDE32, 4, 8, nbs=[32, 16, 8, 4, 2]),
+    default=classify.settings(classify.STRIDE32, 5, 8, nbs=[32, 8, 4, 2]),
     quick=classify.settings(classify.STRIDE32, 1, 1, nbs=[32, 2]),
     full=classify.full(classify.STRIDE32, nbs=[32, 16, 8, 4, 2]),
     trials=trials,
