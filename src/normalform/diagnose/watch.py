@@ -55,7 +55,6 @@ class Seen:
     finite_in: bool = True
     finite_out: bool = True
     feeder: str = ""
-
     batch: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -98,15 +97,14 @@ def watched(model: nn.Module, norms: Sequence[Norm], seen: dict[str, Seen]) -> G
 
 
 def _note_input(norm: Norm, x: Tensor, seen: dict[str, Seen], made: _Made) -> None:
-    values = values_per_statistic(norm, x)
+    values, axis = values_per_statistic(norm, x), channel_axis(norm, x)
     row = seen.get(norm.name)
     if row is None:
         var = float(cell_variances(norm, x).median())
-        every = Population(x.size(channel_axis(norm, x)), x.device)
+        every = Population(x.size(axis), x.device)
         feeder = _feeder(x, made)
         row = Seen(len(seen), tuple(x.shape), x.dtype, values, var, every, feeder=feeder)
         seen[norm.name] = row
-    axis = channel_axis(norm, x)
     samples = x.size(0) if axis else 1
     if samples > row.largest:  # the last batch of a loader is often smaller
         row.values, row.largest = values, samples
