@@ -238,10 +238,10 @@ def test_refused(given: Any, error: type[Exception], message: str):
 
 
 def test_a_linear_layer_whose_class_is_called_a_norm_decays():
-    class NormedLinear(nn.Linear):
+    class LinearNoNorm(nn.Linear):
         pass
 
-    groups = nf.param_groups(NormedLinear(2, 3), weight_decay=0.1)
+    groups = nf.param_groups(LinearNoNorm(2, 3), weight_decay=0.1)
     assert [(g["name"], len(g["params"])) for g in groups] == [("decay", 1), ("no decay", 1)]
 
 
