@@ -23,6 +23,7 @@ from normalform.kernels.cpu import (
     row_gradients,
     rows,
     steps,
+    vectors,
 )
 
 
@@ -65,10 +66,9 @@ def _plant_file(module, code, old, monkeypatch):
     monkeypatch.setattr(compiled, "folders", list)
     changed = _made(module, code)
     vars(changed).update(_kernels_without(module, old))
-    if module is not compiled:
+    if module is not vectors:
         _put(changed, monkeypatch)
         return
-    changed.folders = list
     monkeypatch.setitem(sys.modules, module.__name__, changed)
     for kernels in (planes, columns, rows, row_gradients, blend, gradients):
         code = compile(inspect.getsource(kernels), kernels.__file__, "exec")
@@ -92,7 +92,7 @@ def _kernels_without(module, old):
 
     kernels = {k: v for k, v in vars(module).items() if isinstance(v, compiled.Kernel)}
     without = {name: kernel for name, kernel in kernels.items() if not reaches(name)}
-    return {} if without == kernels else without  # what Numba finds by overloading has no name
+    return {} if without == kernels else without  # what happens to a vector has no name there
 
 
 def _made(module, code):

@@ -151,6 +151,17 @@ def test_an_element_next_to_the_mean(last: bool):
     assert_layer_accurate(layer, x)
 
 
+def test_an_element_next_to_the_mean_of_a_group():
+    """The same where a cell holds several channels."""
+    x = torch.full((1, 4, 3001), 1e6)
+    x[:, :, 1::2] += 1
+    x[:, :, 2::2] -= 1
+    x[:, :, 1] += 0.0625
+    layer = nf.GroupNorm(2, 4, affine=False)
+    layer.kernel = "cpu"
+    assert_layer_accurate(layer, x)
+
+
 @pytest.mark.parametrize(
     "name", ["batch, last", "layer, many rows", "layer, last", "group, short planes"]
 )
@@ -288,6 +299,20 @@ def test_logits_of_any_size():
         layer.mean_weight.copy_(torch.tensor([1e3, 1e3 - 1, -1e4]))
         layer.var_weight.copy_(torch.tensor([-1e4, -1e4 - 1, -1e4 + 1]))
     assert_layer_accurate(layer, x, dy)
+
+
+@pytest.mark.parametrize("over", [("instance",), ("layer",)])
+def test_logits_of_one_branch_have_no_gradient(over: tuple[str]):
+    """They decide nothing, whatever lay in the memory where gradients are summed."""
+    layer = nf.SwitchNorm2d(4, over=over)
+    x = normal(2, 4, 5, 5)
+    x[0] = torch.inf
+    layer(x.requires_grad_()).sum().backward()
+    layer.zero_grad()
+    layer(normal(2, 4, 5, 5)).square().sum().backward()
+    for logits in (layer.mean_weight, layer.var_weight):
+        assert logits.grad is not None
+        assert (logits.grad == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,20 +9,14 @@ may be the slots themselves. A branch is *own* where a part has cells of its own
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import (
-    add,
-    copy,
-    double_of_bits,
-    elementwise,
-    helper,
-    load,
-    peek,
-    poke,
-    small_kernel,
-)
+from normalform.kernels.cpu.compiled import double_of_bits, helper, small_kernel
+from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, widen
 
 
 @helper
@@ -32,16 +26,15 @@ def first_cell(p: Any, b: int, unit: int) -> int:
     return (block if block < last else last) * p[b + t.GROUPS]
 
 
-@elementwise
-def _side_by_side(
-    counts: Any, near: Any, rest: Any, var: Any, origin: Any, count: Any, total: Any, squares: Any
-) -> None:
-    """As the inner loop of :func:`_about`, of cells with a slot each that lie as the slots do."""
-    for j in range(count.size):
-        n, apart = load(counts, j), (load(near, j) - load(origin, j)) + load(rest, j)
-        add(count, j, n)
-        add(total, j, n * apart)
-        add(squares, j, n * (load(var, j) + apart * apart))
+def _distances(
+    n: Values, near: Values, rest: Values, var: Values, origin: Values
+) -> Sequence[Values]:
+    apart = (near - origin) + rest
+    return n, n * apart, n * (var + apart * apart)
+
+
+# As the inner loop of :func:`_about`, of cells with a slot each that lie as the slots do.
+_side_by_side = mapped(_distances, adds=3)
 
 
 @helper
@@ -58,12 +51,13 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
         for piece in range(p[t.PIECES]):
             at = t.slot_of(p, unit, piece, c0) // p[t.RUN]
             if size == 1 and step == 1:
-                first, last = to + c0, to + c1
+                cell, slot = small[to + c0 :], small[at:]
                 _side_by_side(
-                    small[at:], small[slots + at :], small[2 * slots + at :],
-                    small[3 * slots + at :], small[cells + first :], small[first:last],
-                    small[2 * cells + first :], small[3 * cells + first :],
-                )  # fmt: skip
+                    (cell, cell[2 * cells :], cell[3 * cells :]),
+                    0,
+                    c1 - c0,
+                    (slot, slot[slots:], slot[2 * slots :], slot[3 * slots :], cell[cells:]),
+                )
                 continue
             for cell in range(to + c0 // size, to + c1 // size):
                 origin, count, total, squares = small[cells + cell], 0.0, 0.0, 0.0
@@ -119,15 +113,14 @@ def pool(x: Any, args: int, part: int) -> None:
 def given(x: Any, args: int, part: int) -> None:
     """Running statistics as the cells of the branches they stand for."""
     a, p = t.tables(args)
-    small, channels = t.numbers(a[t.SMALL], 0), p[t.CHANNELS]
+    small, channels, kind = t.numbers(a[t.SMALL], 0), p[t.CHANNELS], p[t.RUNNING_KIND]
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         if p[b + t.ROLE] == t.GIVEN:
             to = small[p[b + t.AT_CELLS] :]
-            for c in range(channels):
-                to[c] = to[2 * channels + c] = 0.0
-                to[channels + c] = peek(a[t.RUNNING_MEAN], c, p[t.RUNNING_KIND])
-                to[3 * channels + c] = peek(a[t.RUNNING_VAR], c, p[t.RUNNING_KIND])
+            fill(to[: 4 * channels], 0.0)
+            widen(to[channels : 2 * channels], a[t.RUNNING_MEAN], 0, kind)
+            widen(to[3 * channels : 4 * channels], a[t.RUNNING_VAR], 0, kind)
 
 
 @small_kernel
@@ -138,9 +131,9 @@ def weigh(x: Any, args: int, part: int) -> None:
     for which in range(2):
         largest, total = -math.inf, 0.0
         for k in range(branches):
-            logit = peek(a[t.MEAN_LOGITS + which], k, p[t.LOGIT_KIND])
-            weights[2 * k + which] = logit
-            largest = largest if largest > logit else logit
+            weight = weights[2 * k + which : 2 * k + which + 1]
+            widen(weight, a[t.MEAN_LOGITS + which], k, p[t.LOGIT_KIND])
+            largest = largest if largest > weight[0] else weight[0]
         for k in range(branches):
             weights[2 * k + which] = math.exp(weights[2 * k + which] - largest)
             total += weights[2 * k + which]
@@ -148,92 +141,122 @@ def weigh(x: Any, args: int, part: int) -> None:
             weights[2 * k + which] /= total
 
 
-@elementwise
-def _two_parts(high: Any, low: Any) -> None:
-    """Their sum as the nearest number to it, and what is missing."""
-    for j in range(high.size):
-        near, rest = high[j], low[j]
-        high[j] = near + rest
-        low[j] = (near - high[j]) + rest
+def _statistics(
+    near: Values, rest: Values, var: Values, eps: Values
+) -> tuple[Values, Values, Values]:
+    """The mean as the nearest number to it and what is missing, and rstd."""
+    high = near + rest
+    return high, (near - high) + rest, (var + eps).inverse_root()
 
 
-@elementwise
-def _roots(rstd: Any, scale: Any, eps: float) -> None:
-    for j in range(rstd.size):
-        rstd[j] = scale[j] = 1.0 / math.sqrt(rstd[j] + eps)
+_of_channels = mapped(_statistics)
 
 
-@elementwise
+@helper
+def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
+    """High, low and rstd of the only branch; once a cell where it has several channels."""
+    channels, cells, eps = p[t.CHANNELS], p[b + t.CELLS], double_of_bits(p[t.EPS])
+    size = channels // p[b + t.GROUPS]
+    high, low = to[t.HIGH * channels :], to[t.LOW * channels :]
+    rstd = to[t.RSTD * channels :]
+    if size == 1:
+        of = cell[cells:], cell[2 * cells :], cell[3 * cells :], eps
+        _of_channels((high, low, rstd), c0, c1, of)
+        return
+    for g in range(c0 // size, c1 // size):
+        near, rest, first, last = cell[cells + g], cell[2 * cells + g], g * size, (g + 1) * size
+        fill(high[first:last], near + rest)
+        fill(low[first:last], (near - (near + rest)) + rest)
+        fill(rstd[first:last], 1.0 / math.sqrt(cell[3 * cells + g] + eps))
+
+
+@helper
+def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
+    """The same of the weighted sums over the branches."""
+    channels = p[t.CHANNELS]
+    near_of, rest_of = to[t.NEAR * channels :], to[t.REST * channels :]
+    apart_of, var_of = to[t.SHIFT * channels :], to[t.SCALE * channels :]
+    for k in range(p[t.BRANCHES]):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
+        to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
+        for g in range(c0 // size, c1 // size):
+            near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
+            for c in range(g * size, (g + 1) * size):
+                if k == 0:
+                    near_of[c], rest_of[c], apart_of[c], var_of[c] = near, rest, rest, var
+                else:
+                    # Differences of means: a common offset must not be rounded into the blend.
+                    apart_of[c] += to_mean * ((near - near_of[c]) + (rest - rest_of[c]))
+                    var_of[c] += var
+    rows = to[t.HIGH * channels :], to[t.LOW * channels :], to[t.RSTD * channels :]
+    _of_channels(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
+
+
+def _scale_and_shift(
+    rstd: Values, low: Values, weight: Values, bias: Values
+) -> tuple[Values, Values]:
+    scale = rstd * weight
+    return scale, bias - low * scale
+
+
+_with_parameters = mapped(_scale_and_shift)
+
+
+@helper
 def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
+    """Scale and shift, with weight and bias, which come in place of what was blended."""
     channels, first = p[t.CHANNELS], u * p[t.PARAM_STEP] + c0
-    low = to[t.LOW * channels + c0 : t.LOW * channels + c1]
-    _two_parts(to[t.HIGH * channels + c0 : t.HIGH * channels + c1], low)
-    scale = to[t.SCALE * channels + c0 : t.SCALE * channels + c1]
-    rstd = to[t.RSTD * channels + c0 : t.RSTD * channels + c1]
-    _roots(rstd, scale, double_of_bits(p[t.EPS]))
-    shift = to[t.SHIFT * channels + c0 : t.SHIFT * channels + c1]
-    weight, weight_kind = a[t.WEIGHT], p[t.WEIGHT_KIND]
-    if weight != 0:
-        for j in range(scale.size):
-            scale[j] *= peek(weight, first + j, weight_kind)
-    for j in range(scale.size):
-        shift[j] = -low[j] * scale[j]
-    bias, bias_kind = a[t.BIAS], p[t.BIAS_KIND]
-    if bias != 0:
-        for j in range(scale.size):
-            shift[j] += peek(bias, first + j, bias_kind)
+    weight, bias = to[t.NEAR * channels :], to[t.REST * channels :]
+    if a[t.WEIGHT] != 0:
+        widen(weight[c0:c1], a[t.WEIGHT], first, p[t.WEIGHT_KIND])
+    else:
+        fill(weight[c0:c1], 1.0)
+    if a[t.BIAS] != 0:
+        widen(bias[c0:c1], a[t.BIAS], first, p[t.BIAS_KIND])
+    else:
+        fill(bias[c0:c1], 0.0)
+    rows = to[t.SCALE * channels :], to[t.SHIFT * channels :]
+    _with_parameters(rows, c0, c1, (to[t.RSTD * channels :], to[t.LOW * channels :], weight, bias))
 
 
 @small_kernel
 def mix(x: Any, args: int, part: int) -> None:
-    """From the cells to the coefficients of each channel.
+    """From the cells of the only branch to the coefficients of each channel.
 
     ``y = (x - high) * scale + shift``; the mean is high + low, which one number cannot hold.
     """
     a, p = t.tables(args)
-    small, channels = t.numbers(a[t.SMALL], 0), p[t.CHANNELS]
+    small, b = t.numbers(a[t.SMALL], 0), t.AT_BRANCHES
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        to = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        for k in range(p[t.BRANCHES]):
-            b = t.AT_BRANCHES + k * t.BRANCH
-            size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-            cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
-            to_mean, to_var = 1.0, 1.0
-            if p[t.BRANCHES] > 1:
-                to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
-                to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
-            if size == 1 and p[t.BRANCHES] == 1:
-                copy(to[t.HIGH * channels + c0 : t.HIGH * channels + c1], cell[cells + c0 :])
-                copy(to[t.LOW * channels + c0 : t.LOW * channels + c1], cell[2 * cells + c0 :])
-                copy(to[t.RSTD * channels + c0 : t.RSTD * channels + c1], cell[3 * cells + c0 :])
-                continue
-            for g in range(c0 // size, c1 // size):
-                near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
-                for c in range(g * size, (g + 1) * size):
-                    if k == 0:
-                        to[t.HIGH * channels + c], to[t.LOW * channels + c] = near, rest
-                        to[t.RSTD * channels + c] = var
-                        if p[t.BRANCHES] > 1:
-                            to[t.NEAR * channels + c], to[t.REST * channels + c] = near, rest
-                    else:
-                        # Differences of means: a common offset must not be rounded into the blend.
-                        near_apart = near - to[t.NEAR * channels + c]
-                        rest_apart = rest - to[t.REST * channels + c]
-                        to[t.LOW * channels + c] += to_mean * (near_apart + rest_apart)
-                        to[t.RSTD * channels + c] += var
+        to = small[p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS] :]
+        _unblended(p, small[p[b + t.AT_CELLS] + first_cell(p, b, u) :], b, to, c0, c1)
+        _coefficients(a, p, to, u, c0, c1)
+
+
+@small_kernel
+def mix_several(x: Any, args: int, part: int) -> None:
+    """The same of several branches."""
+    a, p = t.tables(args)
+    small = t.numbers(a[t.SMALL], 0)
+    u0, u1, c0, c1 = t.spread_of(p, part)
+    for u in range(u0, u1):
+        to = small[p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS] :]
+        _blended(p, small, u, to, c0, c1)
         _coefficients(a, p, to, u, c0, c1)
 
 
 @helper
-def _move(buffer: int, c: int, kind: int, new: float, share: float) -> int:
+def _move(to: Any, c: int, kind: int, new: float, share: float) -> int:
     """Move a running statistic, unless it would not be finite; 1 then."""
-    old = peek(buffer, c, kind)  # exactly new at a share of 1
+    old = to[c]  # exactly new at a share of 1
     moved = old + share * (new - old) if share < 0.5 else new - (new - old) * (1.0 - share)
     largest = 3.4028235677973366e38 if kind != 1 else math.inf  # where float32 rounds to infinity
     if not abs(moved) < largest:
         return 1
-    poke(buffer, c, kind, moved)
+    to[c] = moved
     return 0
 
 
@@ -243,8 +266,12 @@ def track(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     b, share = p[t.TRACKED], double_of_bits(a[t.MOMENTUM])
     cell, cells, groups = t.numbers(a[t.SMALL], p[b + t.AT_CELLS]), p[b + t.CELLS], p[b + t.GROUPS]
-    size, kind, blocks = p[t.CHANNELS] // groups, p[t.RUNNING_KIND], p[b + t.BLOCKS]
-    for c in range(p[t.CHANNELS]):
+    channels, kind, blocks = p[t.CHANNELS], p[t.RUNNING_KIND], p[b + t.BLOCKS]
+    size = channels // groups
+    means, variances = np.empty(channels), np.empty(channels)
+    widen(means, a[t.RUNNING_MEAN], 0, kind)
+    widen(variances, a[t.RUNNING_VAR], 0, kind)
+    for c in range(channels):
         mean, var = 0.0, 0.0
         for block in range(blocks):
             i, units = block * groups + c // size, p[b + t.BLOCK]
@@ -253,5 +280,7 @@ def track(x: Any, args: int, part: int) -> None:
             n, of_all = cell[i], units / p[t.UNITS]
             mean += of_all * (cell[cells + i] + cell[2 * cells + i])
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
-        a[t.NOT_FINITE_MEAN] += _move(a[t.RUNNING_MEAN], c, kind, mean, share)
-        a[t.NOT_FINITE_VAR] += _move(a[t.RUNNING_VAR], c, kind, var, share)
+        a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
+        a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
+    narrow(a[t.RUNNING_MEAN], 0, kind, means)
+    narrow(a[t.RUNNING_VAR], 0, kind, variances)

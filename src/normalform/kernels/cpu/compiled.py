@@ -7,11 +7,8 @@ nothing of Python's, so it runs on any thread.
 """
 
 # An intrinsic takes a typing context that Python does not see, and Numba types itself loosely.
-# pyright: reportCallIssue=false
-# pyright: reportArgumentType=false
 # pyright: reportReturnType=false
 # pyright: reportAttributeAccessIssue=false
-# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -28,29 +25,29 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, types
-from numba.core import serialize
+from numba import types
+from numba.core import cgutils, serialize
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic as _intrinsic
 from numba.misc.appdirs import AppDirs
+from numba.np.arrayobj import populate_array
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-# Sums are taken in whatever order is fastest, elsewhere only products may be fused into sums.
-# Never nnan or ninf: both must propagate. Never reassoc where (x - high) - low must be so.
 _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
-reduction = numba.njit(fastmath={"reassoc", "nsz", "contract"}, **_OPTIONS)
-elementwise = numba.njit(fastmath={"contract"}, **_OPTIONS)
 helper = numba.njit(**_OPTIONS)
+inlined = numba.njit(forceinline=True, **_OPTIONS)  # a call takes as long as a short run
+
+# Takes one argument less than the function that it decorates.
+intrinsic: Any = _intrinsic
 
 # bfloat16 travels as its bits: NumPy and Numba do not know it.
 HOLDS: dict[torch.dtype, Any] = {
@@ -58,6 +55,8 @@ HOLDS: dict[torch.dtype, Any] = {
     torch.float64: types.float64,
     torch.bfloat16: types.uint16,
 }
+# Parameters and buffers are few: their type is asked when they are read, not compiled for.
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
 class Kernel:
@@ -179,27 +178,47 @@ def _seal(code: bytes) -> bytes:
 
 
 @intrinsic
-def at(typing: Any, address: Any, like: Any) -> Any:
-    """The pointer to an address; ``like`` is a type of elements, or a pointer of the same type."""
-    pointer = like if isinstance(like, types.CPointer) else types.CPointer(like.dtype)
+def array(typing: Any, address: Any, like: Any) -> Any:
+    """The array at an address or pointer, as long as any.
+
+    ``like`` is the type of its elements, or a pointer to them.
+    """
+    kind = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
+        made = context.make_array(kind)(context, builder)
+        data, word = args[0], ir.IntType(64)
+        if isinstance(address, types.Integer):
+            data = builder.inttoptr(data, made.data.type)
+        size = word(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        populate_array(
+            made, data=data, shape=[word(1 << 40)], strides=[size], itemsize=size, meminfo=None
+        )
+        return made._getvalue()
 
-    return pointer(types.int64, like), generate
+    return kind(address, like), generate
 
 
-@register_jitable
-def array(address: int, like: Any, size: int) -> Any:
-    """The array of ``size`` elements at an address."""
-    return carray(at(address, like), (size,))
-
-
-@register_jitable
 def workspace(size: int) -> Any:
-    """Room for float64 numbers, which starts with a cache line."""
-    room = np.empty(size + 8)
-    return room[(64 - room.ctypes.data % 64) // 8 % 8 :]
+    """``f()``: room for so many float64 numbers while a kernel runs."""
+
+    @intrinsic
+    def room(typing: Any) -> Any:
+        kind = types.Array(types.float64, 1, "C")
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            numbers = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
+            numbers.align = 64
+            word, made = ir.IntType(64), context.make_array(kind)(context, builder)
+            populate_array(
+                made, data=builder.bitcast(numbers, made.data.type), shape=[word(size)],
+                strides=[word(8)], itemsize=word(8), meminfo=None,
+            )  # fmt: skip
+            return made._getvalue()
+
+        return kind(), generate
+
+    return room
 
 
 def _reinterpret(source: Any, target: Any) -> Any:
@@ -213,8 +232,6 @@ def _reinterpret(source: Any, target: Any) -> Any:
     return reinterpret
 
 
-bits_of_float = _reinterpret(types.float32, types.uint32)
-float_of_bits = _reinterpret(types.uint32, types.float32)
 double_of_bits = _reinterpret(types.int64, types.float64)
 
 
@@ -229,144 +246,3 @@ def call(typing: Any, function: Any, x: Any, args: Any, part: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
-
-
-# What is read by ``load`` is not written to while a kernel runs, and ``store`` and ``add`` write to
-# different arrays. Said so, the compiler needs no test for overlap before each loop, and takes
-# several rows in one.
-def _scopes(module: Any, *names: str) -> Any:
-    domain = module.add_metadata(["normalform"])
-    return module.add_metadata([module.add_metadata([name, domain]) for name in names])
-
-
-def _element(context: Any, builder: Any, row: Any, args: Any) -> Any:
-    return builder.gep(context.make_array(row)(context, builder, args[0]).data, [args[1]])
-
-
-@intrinsic
-def _read(typing: Any, row: Any, i: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_element(context, builder, row, args))
-        value.set_metadata("alias.scope", _scopes(builder.module, "input"))
-        return value
-
-    return row.dtype(row, types.intp), generate
-
-
-@intrinsic
-def _write(typing: Any, row: Any, i: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        written = builder.store(args[2], _element(context, builder, row, args))
-        written.set_metadata("noalias", _scopes(builder.module, "input", "sums"))
-        return context.get_dummy_value()
-
-    return types.void(row, types.intp, row.dtype), generate
-
-
-@intrinsic
-def _add(typing: Any, sums: Any, i: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = _element(context, builder, sums, args)
-        before = builder.load(at)
-        after = builder.store(builder.fadd(before, args[2], flags=("contract",)), at)
-        for access in (before, after):
-            access.set_metadata("alias.scope", _scopes(builder.module, "sums"))
-            access.set_metadata("noalias", _scopes(builder.module, "input"))
-        return context.get_dummy_value()
-
-    return types.void(sums, types.intp, types.float64), generate
-
-
-# NumPy's way to write them takes Numba a quarter of a second each.
-@register_jitable
-def fill(row: Any, value: float) -> None:
-    """``row[:] = value``."""
-    for i in range(row.size):
-        row[i] = value
-
-
-@register_jitable
-def copy(row: Any, source: Any) -> None:
-    """``row[:] = source``."""
-    for i in range(row.size):
-        row[i] = source[i]
-
-
-@register_jitable
-def add(sums: Any, i: int, value: float) -> None:
-    """``sums[i] += value``."""
-    _add(sums, i, value)
-
-
-def load(row: Any, i: int) -> float:
-    """``row[i]`` in float64; of bfloat16 from its bits."""
-    return float(row[i])
-
-
-def rounded(row: Any, value: float) -> Any:
-    """The value in the type of ``row``, rounded to nearest; in bfloat16 its bits."""
-    return row.dtype.type(value)
-
-
-def store(row: Any, i: int, value: float) -> None:
-    """``row[i] = value``, rounded."""
-    row[i] = value
-
-
-@overload(load, strict=False)
-def _load(row: Any, i: Any) -> Any:
-    if row.dtype == types.uint16:
-        return lambda row, i: np.float64(float_of_bits(np.uint32(_read(row, i)) << np.uint32(16)))
-    return lambda row, i: np.float64(_read(row, i))
-
-
-@overload(rounded, strict=False)
-def _rounded(row: Any, value: Any) -> Any:
-    if row.dtype == types.uint16:
-        return lambda row, value: bfloat16(value)
-    if row.dtype == types.float32:
-        return lambda row, value: np.float32(value)
-    return lambda row, value: np.float64(value)
-
-
-@overload(store, strict=False)
-def _store(row: Any, i: Any, value: Any) -> Any:
-    return lambda row, i, value: _write(row, i, rounded(row, value))
-
-
-@register_jitable
-def bfloat16(value: float) -> Any:
-    """The bits of the nearest bfloat16, ties to even."""
-    bits = bits_of_float(np.float32(value))
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(nearest) if value == value else np.uint16(0x7FC0)
-
-
-# Parameters and buffers are few: their type is asked when they are read, not compiled for.
-KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-
-
-@register_jitable
-def peek(address: int, i: int, kind: int) -> float:
-    """Element i of a parameter of one of ``KINDS``."""
-    if kind == 0:
-        return load(array(address, np.float32, i + 1), i)
-    if kind == 1:
-        return load(array(address, np.float64, i + 1), i)
-    return load(array(address, np.uint16, i + 1), i)
-
-
-@register_jitable
-def poke(address: int, i: int, kind: int, value: float) -> None:
-    """Write element i of a parameter of one of ``KINDS``."""
-    if kind == 0:
-        _put(array(address, np.float32, i + 1), i, value)
-    elif kind == 1:
-        _put(array(address, np.float64, i + 1), i, value)
-    else:
-        _put(array(address, np.uint16, i + 1), i, value)
-
-
-@register_jitable
-def _put(row: Any, i: int, value: float) -> None:
-    row[i] = rounded(row, value)

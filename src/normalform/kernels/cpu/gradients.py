@@ -6,29 +6,19 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.blend import first_cell
-from normalform.kernels.cpu.compiled import (
-    add,
-    copy,
-    elementwise,
-    fill,
-    load,
-    poke,
-    small_kernel,
-    workspace,
-)
+from normalform.kernels.cpu.compiled import helper, small_kernel
+from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
 
 
-@elementwise
 def _gradients(
-    low: Any, rstd: Any, scale: Any, total: Any, product: Any, dmean: Any, dvar: Any
-) -> None:
-    """``sum dy (x - mean)`` in the place of ``sum dy (x - high)``; of mean, then of variance."""
-    for j in range(low.size):
-        product[j] -= low[j] * total[j]
-    for j in range(low.size):
-        dmean[j] = -total[j] * scale[j]
-    for j in range(low.size):
-        dvar[j] = -0.5 * (product[j] * scale[j]) * (rstd[j] * rstd[j])
+    total: Values, product: Values, low: Values, scale: Values, rstd: Values, half: Values
+) -> tuple[Values, Values]:
+    """Of mean and variance, from ``sum dy`` and ``sum dy (x - high)``."""
+    return -(total * scale), -(half * ((product - low * total) * scale) * (rstd * rstd))
+
+
+_of_statistics = mapped(_gradients)
+_add_both = mapped(lambda total, product: (total, product), adds=2)
 
 
 @small_kernel
@@ -38,29 +28,33 @@ def collect(x: Any, args: int, part: int) -> None:
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     alike = p[t.UNITS] if p[t.SPREAD_UNITS] < p[t.UNITS] else 1
-    step = 2 * p[t.CHANNEL_STEP]
+    totals, step = scratch[p[t.AT_SUMS] :], p[t.CHANNEL_STEP]
+    products = totals[p[t.SLOTS] * p[t.RUN] :]
     for u in range(u0, u1):
         at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
         to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        total = to[t.TOTAL * channels + c0 : t.TOTAL * channels + c1]
-        product = to[t.PRODUCT * channels + c0 : t.PRODUCT * channels + c1]
-        fill(total, 0.0)
-        fill(product, 0.0)
+        total, product = to[t.TOTAL * channels + c0 :], to[t.PRODUCT * channels + c0 :]
+        fill(total[: c1 - c0], 0.0)
+        fill(product[: c1 - c0], 0.0)
         for unit in range(u, u + alike):
             for piece in range(p[t.PIECES]):
-                slot = p[t.AT_SUMS] + 2 * t.slot_of(p, unit, piece, c0)
+                slot = t.slot_of(p, unit, piece, c0)
+                if step == 1:
+                    _add_both((total, product), 0, c1 - c0, (totals[slot:], products[slot:]))
+                    continue
                 for j in range(c1 - c0):
-                    total[j] += scratch[slot]
-                    product[j] += scratch[slot + 1]
-                    slot += step
-        _gradients(
-            at[t.LOW * channels + c0 : t.LOW * channels + c1],
-            at[t.RSTD * channels + c0 : t.RSTD * channels + c1],
-            at[t.SCALE * channels + c0 : t.SCALE * channels + c1],
-            total, product,
-            to[t.DMEAN * channels + c0 : t.DMEAN * channels + c1],
-            to[t.DVAR * channels + c0 : t.DVAR * channels + c1],
-        )  # fmt: skip
+                    total[j] += totals[slot + j * step]
+                    product[j] += products[slot + j * step]
+        low, rstd = at[t.LOW * channels + c0 :], at[t.RSTD * channels + c0 :]
+        _of_statistics(
+            (to[t.DMEAN * channels + c0 :], to[t.DVAR * channels + c0 :]),
+            0,
+            c1 - c0,
+            (total, product, low, at[t.SCALE * channels + c0 :], rstd, 0.5),
+        )
+
+
+_both = summed(lambda dmean, dvar: (dmean, dvar), 2)
 
 
 @small_kernel
@@ -83,119 +77,137 @@ def gather(x: Any, args: int, part: int) -> None:
                 copy(to[cells : cells + c1 - c0], grads[t.DVAR * channels + c0 :])
                 continue
             for g in range(c0 // size, c1 // size):
-                at, dmean, dvar = p[b + t.AT_GATHER] + first_cell(p, b, u) + g, 0.0, 0.0
-                for c in range(g * size, (g + 1) * size):
-                    dmean += grads[t.DMEAN * channels + c]
-                    dvar += grads[t.DVAR * channels + c]
+                at = p[b + t.AT_GATHER] + first_cell(p, b, u) + g
+                of_mean, of_var = grads[t.DMEAN * channels :], grads[t.DVAR * channels :]
+                dmean, dvar = _both(g * size, (g + 1) * size, (of_mean, of_var))
                 scratch[at] = dmean if opens else scratch[at] + dmean
                 scratch[cells + at] = dvar if opens else scratch[cells + at] + dvar
 
 
-@elementwise
-def _add_terms(
-    n: Any,
-    near: Any,
-    rest: Any,
-    dmean: Any,
-    dvar: Any,
-    high: Any,
-    low: Any,
-    slope: Any,
-    offset: Any,
-) -> None:
-    """As the inner loop of :func:`terms`, of cells of one channel that are not blended."""
-    for j in range(slope.size):
-        of_all = 1.0 / load(n, j) if load(n, j) > 0.0 else 0.0  # running statistics are constants
-        tilt = 2.0 * load(dvar, j) * of_all
-        apart = (load(high, j) - load(near, j)) + (load(low, j) - load(rest, j))
-        add(slope, j, tilt)
-        add(offset, j, load(dmean, j) * of_all + tilt * apart)
+def _cells_of_channels(
+    n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
+    high: Values, low: Values, two: Values,
+) -> tuple[Values, Values]:  # fmt: skip
+    """As the loop of :func:`_unblended`, of cells of one channel."""
+    of_all = n.inverse()  # running statistics, of no values, are constants
+    tilt = two * dvar * of_all
+    apart = (high - near) + (low - rest)
+    return tilt, dmean * of_all + tilt * (apart - low)
+
+
+_side_by_side = mapped(_cells_of_channels)
+
+
+@helper
+def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int) -> None:
+    """Slope and offset from the cells of the only branch; once a cell of several channels."""
+    channels, b = p[t.CHANNELS], t.AT_BRANCHES
+    size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+    slope, offset = to[t.SLOPE * channels :], to[t.OFFSET * channels :]
+    high_of, low_of = at[t.HIGH * channels :], at[t.LOW * channels :]
+    if size == 1:
+        cell_of = cell, cell[cells:], cell[2 * cells :]
+        operands = *cell_of, sums, sums[cells:], high_of, low_of, 2.0
+        _side_by_side((slope, offset), c0, c1, operands)
+        return
+    for g in range(c0 // size, c1 // size):
+        first, last, of_all = g * size, (g + 1) * size, 1.0 / cell[g] if cell[g] > 0.0 else 0.0
+        tilt, low = 2.0 * sums[cells + g] * of_all, low_of[first]
+        apart = (high_of[first] - cell[cells + g]) + (low - cell[2 * cells + g])
+        fill(slope[first:last], tilt)
+        fill(offset[first:last], sums[g] * of_all + tilt * (apart - low))
+
+
+@helper
+def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int, c1: int) -> None:
+    """The sum of this over the branches, and the unit's part in logit gradients."""
+    channels, branches = p[t.CHANNELS], p[t.BRANCHES]
+    grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
+    fill(to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1], 0.0)
+    fill(to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1], 0.0)
+    for k in range(branches):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
+        sums = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) :]
+        to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
+        logit_mean, logit_var = 0.0, 0.0
+        for g in range(c0 // size, c1 // size):
+            n, level, tilt = cell[g], 0.0, 0.0
+            if n > 0.0:  # running statistics are constants
+                level, tilt = to_mean * sums[g] / n, to_var * 2.0 * sums[cells + g] / n
+            near, rest, var = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g]
+            for c in range(g * size, (g + 1) * size):
+                low = at[t.LOW * channels + c]
+                apart = (at[t.HIGH * channels + c] - near) + (low - rest)
+                to[t.SLOPE * channels + c] += tilt
+                to[t.OFFSET * channels + c] += level + tilt * (apart - low)
+                logit_mean -= grads[t.DMEAN * channels + c] * apart
+                logit_var += grads[t.DVAR * channels + c] * var
+        scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
+        scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
 
 
 @small_kernel
 def terms(x: Any, args: int, part: int) -> None:
-    """``dx = factor dy + slope (x - high) + offset``, and each unit's part in logit gradients.
+    """``dx = scale dy + slope (x - high) + offset``, where there is one branch.
 
     A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
     cell; here all are brought to the blended mean.
     """
     a, p = t.tables(args)
     small, scratch = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0)
-    channels, branches = p[t.CHANNELS], p[t.BRANCHES]
+    channels, b = p[t.CHANNELS], t.AT_BRANCHES
+    u0, u1, c0, c1 = t.spread_of(p, part)
+    for u in range(u0, u1):
+        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
+        sums = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) :]
+        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+        to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
+        _unblended(p, cell, sums, at, to, c0, c1)
+
+
+@small_kernel
+def terms_several(x: Any, args: int, part: int) -> None:
+    """The same where there are several, and each unit's part in logit gradients."""
+    a, p = t.tables(args)
+    small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
         at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
         to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
-        grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        for which, source in ((t.FACTOR, t.SCALE), (t.CENTRE, t.HIGH)):
-            first, last = source * channels + c0, source * channels + c1
-            copy(to[which * channels + c0 : which * channels + c1], at[first:last])
-        fill(to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1], 0.0)
-        fill(to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1], 0.0)
-        for k in range(branches):
-            b = t.AT_BRANCHES + k * t.BRANCH
-            size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-            cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
-            sums = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) :]
-            to_mean, to_var, logit_mean, logit_var = 1.0, 1.0, 0.0, 0.0
-            if branches > 1:
-                to_mean = small[p[t.AT_WEIGHTS] + 2 * k]
-                to_var = small[p[t.AT_WEIGHTS] + 2 * k + 1]
-            if size == 1 and branches == 1:
-                _add_terms(
-                    cell[c0:], cell[cells + c0 :], cell[2 * cells + c0 :],
-                    sums[c0:], sums[cells + c0 :],
-                    at[t.HIGH * channels + c0 :], at[t.LOW * channels + c0 :],
-                    to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1],
-                    to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1],
-                )  # fmt: skip
-                continue
-            for g in range(c0 // size, c1 // size):
-                n, level, tilt = cell[g], 0.0, 0.0
-                if n > 0.0:  # running statistics are constants
-                    level, tilt = to_mean * sums[g] / n, to_var * 2.0 * sums[cells + g] / n
-                near, rest, var = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g]
-                for c in range(g * size, (g + 1) * size):
-                    apart = (at[t.HIGH * channels + c] - near) + (at[t.LOW * channels + c] - rest)
-                    to[t.SLOPE * channels + c] += tilt
-                    to[t.OFFSET * channels + c] += level + tilt * apart
-                    if branches > 1:
-                        logit_mean -= grads[t.DMEAN * channels + c] * apart
-                        logit_var += grads[t.DVAR * channels + c] * var
-            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
-            scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
-        for c in range(c0, c1):
-            to[t.OFFSET * channels + c] -= at[t.LOW * channels + c] * to[t.SLOPE * channels + c]
+        _blended(p, small, scratch, u, at, to, c0, c1)
 
 
-@elementwise
-def _add_unit(total: Any, product: Any, rstd: Any, dbias: Any, dweight: Any) -> None:
-    for j in range(rstd.size):
-        add(dbias, j, load(total, j))
-        add(dweight, j, load(product, j) * load(rstd, j))
+def _parameters(total: Values, product: Values, low: Values, rstd: Values) -> tuple[Values, Values]:
+    """A unit's part in the gradients of weight and bias."""
+    return (product - low * total) * rstd, total
+
+
+_add_unit = mapped(_parameters, adds=2)
 
 
 @small_kernel
 def parameters(x: Any, args: int, part: int) -> None:
-    """The gradients of weight and bias."""
+    """The gradients of weight and bias, summed in the place of those of a unit's statistics."""
     a, p = t.tables(args)
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
-    units, sums = p[t.SPREAD_UNITS] // sets, workspace(2 * channels)
-    dweight, dbias = sums[:channels], sums[channels : 2 * channels]
     for first in range(sets):
-        fill(dweight, 0.0)
-        fill(dbias, 0.0)
-        for u in range(first, first + units):
+        sums = scratch[p[t.AT_GRADS] + first * t.GRADS * channels :]
+        dweight, dbias = sums[t.DMEAN * channels :], sums[t.DVAR * channels :]
+        fill(dweight[:channels], 0.0)
+        fill(dbias[:channels], 0.0)
+        for u in range(first, first + p[t.SPREAD_UNITS] // sets):
             grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-            rstd = small[p[t.AT_SPREAD] + (u * t.SPREAD + t.RSTD) * channels :]
-            total, product = grads[t.TOTAL * channels :], grads[t.PRODUCT * channels :]
-            _add_unit(total, product, rstd[:channels], dbias, dweight)
-        for c in range(channels):
-            if a[t.DWEIGHT] != 0:
-                poke(a[t.DWEIGHT], first * channels + c, p[t.WEIGHT_KIND], dweight[c])
-            if a[t.DBIAS] != 0:
-                poke(a[t.DBIAS], first * channels + c, p[t.BIAS_KIND], dbias[c])
+            at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
+            both = grads[t.TOTAL * channels :], grads[t.PRODUCT * channels :]
+            operands = *both, at[t.LOW * channels :], at[t.RSTD * channels :]
+            _add_unit((dweight, dbias), 0, channels, operands)
+        if a[t.DWEIGHT] != 0:
+            narrow(a[t.DWEIGHT], first * channels, p[t.WEIGHT_KIND], dweight[:channels])
+        if a[t.DBIAS] != 0:
+            narrow(a[t.DBIAS], first * channels, p[t.BIAS_KIND], dbias[:channels])
 
 
 @small_kernel
@@ -212,6 +224,7 @@ def logits(x: Any, args: int, part: int) -> None:
         for i in range(which, both, 2):
             common += weights[i] * sums[i]
         for i in range(which, both, 2):
-            gradient = weights[i] * (sums[i] - common)
+            sums[i] = weights[i] * (sums[i] - common)
             if a[t.DMEAN_LOGITS + which] != 0:
-                poke(a[t.DMEAN_LOGITS + which], i // 2, p[t.LOGIT_KIND], gradient)
+                to = a[t.DMEAN_LOGITS + which]
+                narrow(to, i // 2, p[t.LOGIT_KIND], sums[i : i + 1])

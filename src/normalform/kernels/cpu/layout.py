@@ -51,6 +51,7 @@ class Layout:
         self.small = self.temporary = self.scratch = 0
         self.table = np.zeros(t.AT_BRANCHES + t.BRANCH * len(request.plan.branches), np.int64)
         self.given = request.plan.base is None
+        self.blends = len(request.plan.branches) > 1
         p = self.table
         for at, dtype in (
             (t.WEIGHT_KIND, request.weight),
@@ -248,12 +249,12 @@ class Programs:
             return [(1, [rows.expand]), (self.parts, [rows.forward])]
         track = [(1, [blend.track])] if layout.request.tracked is not None else []
         before = [(1, [blend.given])] if t.GIVEN in roles else []
-        if layout.request.logits is not None:
+        if layout.blends:
             before.append((1, [blend.weigh]))
         own = [] if layout.given else [passes.moments]
         pools = [blend.pool] if t.OWN in roles else []
         shared = [(SHARED, [blend.pool])] if t.SHARED in roles else []
-        last = [blend.mix, passes.apply]
+        last = [blend.mix_several if layout.blends else blend.mix, passes.apply]
         if not self.tiled:
             phases = [(self.parts, own), (1, pools), *shared, *track]
             return [*before, *phases, (1, last[:1]), (self.parts, last[1:])]
@@ -267,12 +268,12 @@ class Programs:
             phases = [(1, [rows.expand]), (self.parts, [row_gradients.backward])]
             return [*phases, (1, [row_gradients.parameters] if small else [])]
         params = [gradients.parameters] if small else []
-        if small and layout.request.logits is not None:
+        if small and layout.blends:
             params.append(gradients.logits)
         sums = [] if layout.given and not small else [passes.sums]
         own = [gradients.collect, gradients.gather] if sums else []
         shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
-        last = [gradients.terms]
+        last = [gradients.terms_several if layout.blends else gradients.terms]
         if dx:
             last.append(passes.scale if layout.given else passes.grad_input)
         if not self.tiled:

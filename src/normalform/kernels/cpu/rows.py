@@ -8,49 +8,52 @@ everything while a row is in the cache; the forward keeps a mean in two parts an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
-
-from numba import carray
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     array,
-    copy,
     double_of_bits,
-    elementwise,
-    fill,
     helper,
+    inlined,
     kernel,
-    load,
-    peek,
-    reduction,
     small_kernel,
-    store,
     workspace,
 )
-from normalform.kernels.cpu.planes import is_double, moments_of, run_moments
+from normalform.kernels.cpu.planes import moments_of, run_moments
+from normalform.kernels.cpu.vectors import (
+    Values,
+    copy,
+    fill,
+    is_double,
+    load,
+    mapped,
+    summed,
+    widen,
+)
 from normalform.kernels.request import WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
 # Four times as many values at once, so far apart, would all want the same places in the cache.
 AGAIN = 1024
+_room = workspace(12)
 
 
-@elementwise
+@helper
 def _wide(address: int, kind: int, default: float, channels: int, width: int, out: Any) -> None:
     """A parameter in float64, ``width`` times each, and again until ``out`` is full."""
     if address == 0:
         fill(out, default)
-    elif width == 1:
-        for c in range(channels):
-            out[c] = peek(address, c, kind)
-    else:
-        for c in range(channels):
-            fill(out[c * width : (c + 1) * width], peek(address, c, kind))
-    once = out[: channels * width]  # which is not all where channels are last
-    for again in range(once.size, out.size if address != 0 else 0, once.size):
-        copy(out[again : again + once.size], once)
+        return
+    widen(out[:channels], address, 0, kind)
+    if width > 1:
+        for c in range(channels - 1, -1, -1):
+            fill(out[c * width : (c + 1) * width], out[c])
+    once = channels * width  # which is not all where channels are last
+    for again in range(once, out.size, once):
+        copy(out[again : again + once], out)
 
 
 @small_kernel
@@ -68,39 +71,41 @@ def _row_moments(row: Any, center: int, k: Any) -> None:
     """A point near the mean, the mean's distance from it, the variance; or 0, 0, mean square."""
     near, rest, square, count = 0.0, 0.0, 0.0, 0
     for start in range(0, row.size, PIECE):
-        piece = row[start : start + PIECE]
+        stop = min(start + PIECE, row.size)
         if center == 0:
-            square += run_moments(piece, 0.0)[1]
+            square += run_moments(start, stop, (row, 0.0))[1]
             continue
-        shift, own, var = moments_of(piece)
+        shift, own, var = moments_of(row, start, stop)
         if count == 0:
             near = shift
         apart = ((shift - near) - rest) + own
-        after = count + piece.size
-        square += piece.size * (var + apart * apart * (count / after))
-        rest += apart * (piece.size / after)
+        after = count + (stop - start)
+        square += (stop - start) * (var + apart * apart * (count / after))
+        rest += apart * ((stop - start) / after)
         count = after
     k[0], k[1], k[2] = near, rest, square / row.size
 
 
-@reduction
+def _distances(
+    x0: Values, x1: Values, x2: Values, x3: Values, s0: Values, s1: Values, s2: Values, s3: Values
+) -> Sequence[Values]:
+    apart = x0 - s0, x1 - s1, x2 - s2, x3 - s3
+    return *apart, *(d * d for d in apart)
+
+
+_four_distances = summed(_distances, 8, at_once=1)
+
+
+@inlined
 def _four_moments(data: Any, step: int, n: int, k: Any) -> None:
     """In the place of points near the means of four short rows their distance, and variances."""
-    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
-    x3 = data[3 * step : 3 * step + n]
-    s0, s1, s2, s3 = k[0], k[3], k[6], k[9]
-    t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
-    q0, q1, q2, q3 = 0.0, 0.0, 0.0, 0.0
-    for j in range(n):
-        d0, d1, d2, d3 = load(x0, j), load(x1, j), load(x2, j), load(x3, j)
-        d0, d1, d2, d3 = d0 - s0, d1 - s1, d2 - s2, d3 - s3
-        t0, t1, t2, t3 = t0 + d0, t1 + d1, t2 + d2, t3 + d3
-        q0, q1, q2, q3 = q0 + d0 * d0, q1 + d1 * d1, q2 + d2 * d2, q3 + d3 * d3
+    rows = data, data[step:], data[2 * step :], data[3 * step :]
+    t0, t1, t2, t3, q0, q1, q2, q3 = _four_distances(0, n, (*rows, k[0], k[3], k[6], k[9]))
     k[1], k[4], k[7], k[10] = t0 / n, t1 / n, t2 / n, t3 / n
     k[2], k[5], k[8], k[11] = q0 / n, q1 / n, q2 / n, q3 / n
 
 
-@helper
+@inlined
 def _short_moments(data: Any, step: int, n: int, center: int, k: Any) -> None:
     """As :func:`_row_moments` of four rows of one piece, ``step`` values apart."""
     for i in range(4):
@@ -117,30 +122,43 @@ def _short_moments(data: Any, step: int, n: int, center: int, k: Any) -> None:
             k[i + 1] = 0.0
 
 
-@elementwise
+def _output(
+    x: Values, weight: Values, bias: Values, high: Values, low: Values, rstd: Values
+) -> Values:
+    return ((x - high) * rstd - low) * weight + bias
+
+
+_write_values = mapped(lambda *operands: (_output(*operands),))
+
+
+@inlined
 def _write_one(row: Any, y: Any, weight: Any, bias: Any, k: Any) -> None:
-    high, low, rstd = k[0], k[1] * k[2], k[2]
-    for j in range(row.size):
-        y_j = ((load(row, j) - high) * rstd - low) * load(weight, j) + load(bias, j)
-        store(y, j, y_j)
+    _write_values((y,), 0, weight.size, (row, weight, bias, k[0], k[1] * k[2], k[2]))
 
 
-@elementwise
+def _outputs(
+    x0: Values, x1: Values, x2: Values, x3: Values, weight: Values, bias: Values, *k: Values
+) -> Sequence[Values]:
+    rows = zip((x0, x1, x2, x3), k[0::3], k[1::3], k[2::3], strict=True)
+    return [_output(x, weight, bias, *of_row) for x, *of_row in rows]
+
+
+_write_rows = mapped(_outputs)
+
+
+@inlined
 def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) -> None:
-    n = weight.size
-    x0, x1, x2 = data[:n], data[step : step + n], data[2 * step : 2 * step + n]
-    y0, y1, y2 = out[:n], out[step : step + n], out[2 * step : 2 * step + n]
-    x3, y3 = data[3 * step : 3 * step + n], out[3 * step : 3 * step + n]
-    high0, low0, rstd0 = k[0], k[1] * k[2], k[2]
-    high1, low1, rstd1 = k[3], k[4] * k[5], k[5]
-    high2, low2, rstd2 = k[6], k[7] * k[8], k[8]
-    high3, low3, rstd3 = k[9], k[10] * k[11], k[11]
-    for j in range(n):
-        w, b = load(weight, j), load(bias, j)
-        store(y0, j, ((load(x0, j) - high0) * rstd0 - low0) * w + b)
-        store(y1, j, ((load(x1, j) - high1) * rstd1 - low1) * w + b)
-        store(y2, j, ((load(x2, j) - high2) * rstd2 - low2) * w + b)
-        store(y3, j, ((load(x3, j) - high3) * rstd3 - low3) * w + b)
+    """Four rows, ``step`` values apart: weight and bias are read once for all."""
+    _write_rows(
+        (out, out[step:], out[2 * step :], out[3 * step :]),
+        0,
+        weight.size,
+        (
+            data, data[step:], data[2 * step :], data[3 * step :], weight, bias,
+            k[0], k[1] * k[2], k[2], k[3], k[4] * k[5], k[5],
+            k[6], k[7] * k[8], k[8], k[9], k[10] * k[11], k[11],
+        ),
+    )  # fmt: skip
 
 
 @helper
@@ -155,13 +173,13 @@ def fours_of(p: Any, rows: int) -> int:
 
 
 @helper
-def _coefficients(k: Any, at: int, eps: float, kept: Any, row: int) -> None:
-    near, rest, var = k[at], k[at + 1], k[at + 2]
+def _coefficients(k: Any, eps: float, kept: Any) -> None:
+    near, rest, var = k[0], k[1], k[2]
     high = near + rest
     low, rstd = (near - high) + rest, 1.0 / math.sqrt((0.0 if var < 0.0 else var) + eps)
-    k[at] = kept[3 * row] = high
-    k[at + 1] = kept[3 * row + 1] = low
-    k[at + 2] = kept[3 * row + 2] = rstd
+    k[0] = kept[0] = high
+    k[1] = kept[1] = low
+    k[2] = kept[2] = rstd
 
 
 @helper
@@ -184,10 +202,10 @@ def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any,
 def forward(x: Any, args: int, part: int) -> None:
     """The output of some rows, and their mean and rstd."""
     a, p = t.tables(args)
-    data, out = carray(x, (1 << 40,)), array(a[t.Y], x, 1 << 40)
+    data, out = array(x, x), array(a[t.Y], x)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
-    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), workspace(12)
+    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start)
     for r in range(start, start + fours):
@@ -199,12 +217,12 @@ def forward(x: Any, args: int, part: int) -> None:
                 row = at + i * fours * values
                 _row_moments(data[row : row + values], p[t.CENTER], k[3 * i :])
         for i in range(4):
-            _coefficients(k, 3 * i, eps, kept, r + i * fours)
+            _coefficients(k[3 * i :], eps, kept[3 * (r + i * fours) :])
         weight, bias = weights[w : w + length], biases[w : w + length]
         _write_four(data[at:], out[at:], fours * values, weight, bias, k)
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
         _row_moments(data[at : at + values], p[t.CENTER], k)
-        _coefficients(k, 0, eps, kept, r)
+        _coefficients(k, eps, kept[3 * r :])
         weight, bias = weights[w : w + length], biases[w : w + length]
         _write_row(p, data[at:], out[at:], values, weight, bias, k)

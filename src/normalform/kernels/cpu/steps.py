@@ -134,8 +134,9 @@ class Compiled:
         if logits is not None:
             to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
             if needs[3] or needs[4]:
-                dmean, dvar = torch.empty_like(logits[0]), torch.empty_like(logits[1])
-                to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
+                dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
+                if self.layout.blends:  # else they decide nothing
+                    to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
         program = programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0)
         scratch = _scratch(self.layout.scratch)
         args = _CALL.pack(

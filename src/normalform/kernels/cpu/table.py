@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
-from normalform.kernels.cpu.compiled import array
+from normalform.kernels.cpu.compiled import array, helper
 
 # Of each call: addresses, 0 for what is not there. Those of the forward come first.
 (
@@ -46,27 +45,27 @@ CELL = 4
 HIGH, LOW, RSTD, SCALE, SHIFT, NEAR, REST = range(7)
 SPREAD = 7
 # In the backward: sums over dy, gradients of mean and variance, and
-# dx = FACTOR dy + SLOPE (x - CENTRE) + OFFSET.
+# dx = SCALE dy + SLOPE (x - HIGH) + OFFSET.
 TOTAL, PRODUCT, DMEAN, DVAR = range(4)
 GRADS = 4
-CENTRE, FACTOR, SLOPE, OFFSET = range(4)
-TERMS = 4
+SLOPE, OFFSET = range(2)
+TERMS = 2
 
 
-@register_jitable
+@helper
 def tables(args: int) -> tuple[Any, Any]:
     """Both tables."""
-    a = array(args, np.int64, ARGS)
-    return a, array(a[PLAN], np.int64, 1 << 16)
+    a = array(args, np.int64)
+    return a, array(a[PLAN], np.int64)
 
 
-@register_jitable
+@helper
 def numbers(address: int, offset: int) -> Any:
     """The float64 numbers from an offset on."""
-    return array(address + 8 * offset, np.float64, 1 << 40)
+    return array(address + 8 * offset, np.float64)
 
 
-@register_jitable
+@helper
 def items_of(p: Any, part: int) -> tuple[int, int]:
     """The items of a part of the passes over the tensor."""
     first = part * p[ITEMS_A_PART]
@@ -74,7 +73,7 @@ def items_of(p: Any, part: int) -> tuple[int, int]:
     return first, last if last < p[ITEMS] else p[ITEMS]
 
 
-@register_jitable
+@helper
 def extent_of(p: Any, part: int) -> tuple[int, int, int, int]:
     """Units and channels of a part: some units, or some channels of one; all of part -1."""
     channels = p[CHANNELS]
@@ -89,7 +88,7 @@ def extent_of(p: Any, part: int) -> tuple[int, int, int, int]:
     return u0, u1, first - u0 * channels, last - u0 * channels
 
 
-@register_jitable
+@helper
 def spread_of(p: Any, part: int) -> tuple[int, int, int, int]:
     """The same of coefficients: one unit stands for all where they are alike."""
     if p[SPREAD_UNITS] < p[UNITS]:
@@ -97,13 +96,13 @@ def spread_of(p: Any, part: int) -> tuple[int, int, int, int]:
     return extent_of(p, part)
 
 
-@register_jitable
+@helper
 def slot_of(p: Any, unit: int, piece: int, channel: int) -> int:
     """Where a slot lies."""
     return unit * p[UNIT_STEP] + piece * p[PIECE_STEP] + channel * p[CHANNEL_STEP]
 
 
-@register_jitable
-def spread_at(p: Any, unit: int, arrays: int) -> int:
-    """Where a unit's coefficients begin, of so many arrays over channels."""
-    return unit * arrays * p[CHANNELS] if p[SPREAD_UNITS] > 1 else 0
+@helper
+def spread_at(p: Any, unit: int) -> int:
+    """Where a unit's coefficients begin, of an array over channels."""
+    return unit * p[CHANNELS] if p[SPREAD_UNITS] > 1 else 0

@@ -27,10 +27,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import torch
 from numba import types
-from numba.extending import register_jitable
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, call, compile_function
+from normalform.kernels.cpu.compiled import array, call, compile_function, helper
 
 # A program: number of phases; for each, first part, number of parts, number of kernels, addresses
 # of kernels.
@@ -88,10 +87,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@register_jitable
+@helper
 def _share(args: int, phase: int, thread: int, threads: int) -> None:
-    a = array(args, np.int64, t.ARGS)
-    phases = array(a[t.PROGRAM], np.int64, 1 << 16)
+    a = array(args, np.int64)
+    phases = array(a[t.PROGRAM], np.int64)
     at = 1 + PHASE * phase
     first, parts = phases[at], phases[at + 1]
     for part in range(thread * parts // threads, (thread + 1) * parts // threads):
@@ -101,15 +100,15 @@ def _share(args: int, phase: int, thread: int, threads: int) -> None:
 
 def _all(args: int) -> None:
     """A whole program."""
-    a = array(args, np.int64, t.ARGS)
-    for phase in range(array(a[t.PROGRAM], np.int64, 1)[0]):
+    a = array(args, np.int64)
+    for phase in range(array(a[t.PROGRAM], np.int64)[0]):
         _share(args, phase, 0, 1)
 
 
 def _member(args: int) -> None:
     """What each thread of an OpenMP team does."""
-    a = array(args, np.int64, t.ARGS)
-    for phase in range(array(a[t.PROGRAM], np.int64, 1)[0]):
+    a = array(args, np.int64)
+    for phase in range(array(a[t.PROGRAM], np.int64)[0]):
         _share(args, phase, _thread_num(), _num_threads())
         _barrier()
 

@@ -1,0 +1,328 @@
+"""Loops over runs of neighbouring values, written as what happens to a vector of them.
+
+The compiler's own loop takes many vectors at once and what is left one by one: on runs of 49 values
+that takes as long as the vectors. Here what is left is one more vector, which overlaps the last.
+
+A body is a function of :class:`Values`. Its operands are float64 numbers, or rows, which are read
+at the same places. :func:`mapped` writes what it gives to a row; :func:`summed` sums it.
+"""
+
+# An intrinsic takes a typing context that Python does not see, and llvmlite types itself loosely.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from normalform.kernels.cpu.compiled import array, helper, inlined, intrinsic
+
+_LANES = 8
+_DOUBLE, _FLOAT, _HALF, _INT, _WORD = (
+    ir.DoubleType(),
+    ir.FloatType(),
+    *map(ir.IntType, (16, 32, 64)),
+)
+
+_FUSED = ("contract",)  # no other order of sums: (x - high) - low must be just that
+
+
+class Values:
+    """A float64 number, or a vector of them; products may be fused into sums."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def __add__(self, other: Values) -> Values:
+        return Values(self.builder, self.builder.fadd(self.value, other.value, flags=_FUSED))
+
+    def __sub__(self, other: Values) -> Values:
+        return Values(self.builder, self.builder.fsub(self.value, other.value, flags=_FUSED))
+
+    def __mul__(self, other: Values) -> Values:
+        return Values(self.builder, self.builder.fmul(self.value, other.value, flags=_FUSED))
+
+    def __neg__(self) -> Values:
+        return Values(self.builder, self.builder.fneg(self.value))
+
+    def inverse(self) -> Values:
+        """``1 / value``, and 0 where that is not positive."""
+        one, zero = (_splat(self.builder, _DOUBLE(each), self._lanes) for each in (1.0, 0.0))
+        some = self.builder.fcmp_ordered(">", self.value, zero)
+        quotient = self.builder.fdiv(one, self.value)
+        return Values(self.builder, self.builder.select(some, quotient, zero))
+
+    def inverse_root(self) -> Values:
+        """``1 / sqrt(value)``."""
+        kind, name = self.value.type, "f64" if self._lanes == 1 else f"v{self._lanes}f64"
+        root = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{name}"
+        )
+        one = _splat(self.builder, _DOUBLE(1.0), self._lanes)
+        return Values(self.builder, self.builder.fdiv(one, self.builder.call(root, [self.value])))
+
+    @property
+    def _lanes(self) -> int:
+        return getattr(self.value.type, "count", 1)
+
+
+def mapped(body: Callable[..., Sequence[Values]], adds: int = 0) -> Any:
+    """``f(rows, start, stop, operands)``: write what ``body(*operands)`` gives, rounded, to rows.
+
+    Added to the last ``adds`` of them, which may not be rounded. The others must not be operands:
+    some values are computed twice.
+    """
+
+    @intrinsic
+    def over(typing: Any, rows: Any, start: Any, stop: Any, operands: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            read = _reader(context, builder, operands, args[3])
+            to = list(zip(rows, _data(context, builder, rows, args[0]), strict=True))
+
+            def emit(at: Any, lanes: int, sums: int, again: Any) -> None:
+                found = body(*read(at, lanes))
+                for i, ((kind, data), value) in enumerate(zip(to, found, strict=True)):
+                    after = value.value
+                    if i >= len(to) - adds:
+                        before = _read(builder, kind.dtype, data, at, lanes)
+                        after = builder.fadd(before, after, flags=_FUSED)
+                        after = after if again is None else builder.select(again, before, after)
+                    _write(builder, kind.dtype, data, at, lanes, after)
+
+            _vectors(builder, args[1], args[2], 1, emit)
+            return context.get_dummy_value()
+
+        return types.void(rows, types.int64, types.int64, operands), generate
+
+    return over
+
+
+def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) -> Any:
+    """``f(start, stop, operands)``: the sums of the ``count`` values of ``body(*operands)``.
+
+    ``at_once`` vectors have sums of their own: an addition waits for the one before it.
+    """
+
+    @intrinsic
+    def over(typing: Any, start: Any, stop: Any, operands: Any) -> Any:
+        result = types.UniTuple(types.float64, count)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            read = _reader(context, builder, operands, args[2])
+            zeros, zero = _constant(_DOUBLE, 0.0, _LANES), _constant(_DOUBLE, 0.0, 1)
+            totals = [
+                [cgutils.alloca_once_value(builder, each) for each in [zeros] * at_once + [zero]]
+                for _ in range(count)
+            ]
+
+            def emit(at: Any, lanes: int, sums: int, again: Any) -> None:
+                for total, found in zip(totals, body(*read(at, lanes)), strict=True):
+                    place, value = total[sums if lanes > 1 else -1], found.value
+                    if again is not None:
+                        value = builder.select(again, zeros, value)
+                    after = builder.fadd(builder.load(place), value, flags=_FUSED)
+                    builder.store(after, place)
+
+            _vectors(builder, args[0], args[1], at_once, emit)
+            found = [_total(builder, each) for each in totals]
+            return context.make_tuple(builder, signature.return_type, found)
+
+        return result(types.int64, types.int64, operands), generate
+
+    return over
+
+
+_fill, _copy = mapped(lambda value: (value,)), mapped(lambda source: (source,))
+
+
+@inlined
+def fill(row: Any, value: float) -> None:
+    """``row[:] = value``."""
+    _fill((row,), 0, row.size, (value,))
+
+
+@inlined
+def copy(row: Any, source: Any) -> None:
+    """``row[:] = source``."""
+    _copy((row,), 0, row.size, (source,))
+
+
+@helper
+def widen(row: Any, address: int, first: int, kind: int) -> None:
+    """Parameters of one of ``KINDS``, from the one numbered ``first`` on, in float64."""
+    if kind == 0:
+        _copy((row,), 0, row.size, (array(address, np.float32)[first:],))
+    elif kind == 1:
+        _copy((row,), 0, row.size, (array(address, np.float64)[first:],))
+    else:
+        _copy((row,), 0, row.size, (array(address, np.uint16)[first:],))
+
+
+@helper
+def narrow(address: int, first: int, kind: int, row: Any) -> None:
+    """Write them, rounded."""
+    if kind == 0:
+        _copy((array(address, np.float32)[first:],), 0, row.size, (row,))
+    elif kind == 1:
+        _copy((array(address, np.float64)[first:],), 0, row.size, (row,))
+    else:
+        _copy((array(address, np.uint16)[first:],), 0, row.size, (row,))
+
+
+@intrinsic
+def load(typing: Any, row: Any, i: Any) -> Any:
+    """``row[i]`` in float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(row)(context, builder, args[0]).data
+        return _read(builder, row.dtype, data, args[1], 1)
+
+    return types.float64(row, types.int64), generate
+
+
+@intrinsic
+def is_double(typing: Any, row: Any) -> Any:
+    """Whether float64 is no wider than the tensor's own type."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.boolean, row.dtype == types.float64)
+
+    return types.boolean(row), generate
+
+
+def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[..., None]) -> None:
+    """``emit(place, lanes, sums, again)`` for all of a run.
+
+    ``sums`` says which of ``at_once`` sums to add to, ``again`` which lanes were there before.
+    """
+    size = builder.sub(stop, start)
+
+    def up_to(step: int) -> Any:
+        return builder.add(start, builder.and_(size, _WORD(-step)))
+
+    def loop(first: Any, last: Any, step: int, lanes: int) -> None:
+        with cgutils.for_range_slice(builder, first, last, _WORD(step)) as (at, _):
+            for i in range(step // lanes):
+                emit(builder.add(at, _WORD(i * lanes)), lanes, i, None)
+
+    with builder.if_else(builder.icmp_signed("<", size, _WORD(_LANES))) as (short, long):
+        with short, cgutils.for_range_slice(builder, start, stop, _WORD(1)) as (at, _):
+            emit(at, 1, 0, None)
+            # Nothing, but the compiler does not try to make vectors of what it cannot see into.
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
+        with long:
+            blocks, whole = up_to(at_once * _LANES), up_to(_LANES)
+            loop(start, blocks, at_once * _LANES, _LANES)
+            if at_once > 1:
+                loop(blocks, whole, _LANES, _LANES)
+            with builder.if_then(builder.icmp_signed("<", whole, stop)):
+                at = builder.sub(stop, _WORD(_LANES))
+                lanes = ir.Constant(ir.VectorType(_WORD, _LANES), [*range(_LANES)])
+                fresh = _splat(builder, builder.sub(whole, at), _LANES)
+                emit(at, _LANES, 0, builder.icmp_signed("<", lanes, fresh))
+
+
+def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
+    """A function of a place and a number of lanes: the operands there."""
+    given = list(zip(kinds, cgutils.unpack_tuple(builder, operands), strict=True))
+    rows = {
+        i: context.make_array(kind)(context, builder, value).data
+        for i, (kind, value) in enumerate(given)
+        if isinstance(kind, types.Array)
+    }
+
+    def read(at: Any, lanes: int) -> list[Values]:
+        found = []
+        for i, (kind, value) in enumerate(given):
+            if i in rows:
+                found.append(_read(builder, kind.dtype, rows[i], at, lanes))
+            else:
+                found.append(_splat(builder, value, lanes))
+        return [Values(builder, value) for value in found]
+
+    return read
+
+
+def _data(context: Any, builder: Any, kinds: Any, rows: Any) -> list[Any]:
+    """Where some rows begin."""
+    given = zip(kinds, cgutils.unpack_tuple(builder, rows), strict=True)
+    return [context.make_array(kind)(context, builder, value).data for kind, value in given]
+
+
+def _read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:
+    """Some values of a row in float64; of bfloat16 from its bits."""
+    place, size = _place(builder, dtype, data, at, lanes)
+    value = builder.load(place, align=size)
+    if dtype == types.float64:
+        return value
+    if dtype == types.uint16:
+        bits = builder.zext(value, _several(_INT, lanes))
+        bits = builder.shl(bits, _constant(_INT, 16, lanes))
+        value = builder.bitcast(bits, _several(_FLOAT, lanes))
+    return builder.fpext(value, _several(_DOUBLE, lanes))
+
+
+def _write(builder: Any, dtype: Any, data: Any, at: Any, lanes: int, value: Any) -> None:
+    """Some values to a row, rounded to nearest; in bfloat16 their bits, ties to even."""
+    place, size = _place(builder, dtype, data, at, lanes)
+    if dtype != types.float64:
+        value = builder.fptrunc(value, _several(_FLOAT, lanes))
+    if dtype == types.uint16:
+        bits = builder.bitcast(value, _several(_INT, lanes))
+        high = builder.lshr(bits, _constant(_INT, 16, lanes))
+        odd = builder.and_(high, _constant(_INT, 1, lanes))
+        up = builder.add(builder.add(bits, _constant(_INT, 0x7FFF, lanes)), odd)
+        number = builder.fcmp_ordered("ord", value, value)
+        nearest = builder.lshr(up, _constant(_INT, 16, lanes))
+        bits = builder.select(number, nearest, _constant(_INT, 0x7FC0, lanes))
+        value = builder.trunc(bits, _several(_HALF, lanes))
+    builder.store(value, place, align=size)
+
+
+def _place(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> tuple[Any, int]:
+    """Where some values of a row are, and the bytes of one."""
+    element = {types.float64: _DOUBLE, types.float32: _FLOAT, types.uint16: _HALF}[dtype]
+    place = builder.gep(data, [at])
+    return builder.bitcast(place, _several(element, lanes).as_pointer()), dtype.bitwidth // 8
+
+
+def _several(kind: Any, lanes: int) -> Any:
+    return kind if lanes == 1 else ir.VectorType(kind, lanes)
+
+
+def _constant(kind: Any, value: Any, lanes: int) -> Any:
+    return kind(value) if lanes == 1 else ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector of one number."""
+    if lanes == 1:
+        return value
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT(0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), _constant(_INT, 0, lanes))
+
+
+def _total(builder: Any, places: Sequence[Any]) -> Any:
+    """The sum of what lies in some vectors and in a number, by halves."""
+    *vectors, last = (builder.load(place) for place in places)
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        pairs = zip(vectors[:half], vectors[half:], strict=True)
+        vectors = [builder.fadd(left, right) for left, right in pairs]
+    lanes, vector = _LANES, vectors[0]
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            ir.Constant(ir.VectorType(_INT, lanes), [*range(start, start + lanes)])
+            for start in (0, lanes)
+        )
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, vector, low),
+            builder.shuffle_vector(vector, vector, high),
+        )
+    return builder.fadd(builder.extract_element(vector, _INT(0)), last)

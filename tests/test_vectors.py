@@ -1,0 +1,112 @@
+"""Loops over vectors do to every value once what is asked, however many there are."""
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+from normalform.kernels.cpu.vectors import Values, mapped, summed
+
+SIZES = [*range(18), 23, 24, 25, 31, 32, 33, 39, 40, 41, 49, 63, 64, 65, 196, 1000]
+MARGIN = 3  # values before and after, which nobody may touch
+
+_scaled = mapped(lambda x, scale, shift: (x * scale + shift,))
+_added = mapped(lambda x, y: (x + y, x * y), adds=1)
+_roots = mapped(lambda x: (x.inverse(), (x * x).inverse_root(), -x))
+
+
+def _powers(x: Values, shift: Values) -> tuple[Values, Values]:
+    d = x - shift
+    return d, d * d
+
+
+_sums, _sums_one_by_one = summed(_powers, 2), summed(_powers, 2, at_once=1)
+
+
+@njit
+def scaled(y: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int) -> None:
+    _scaled((y,), start, stop, (x, 0.75, -0.5))
+
+
+@njit
+def added(
+    y: NDArray[np.float64], z: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int
+) -> None:
+    _added((y, z), start, stop, (x, 3.0))
+
+
+@njit
+def roots(
+    a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], x: NDArray[np.float64]
+) -> None:
+    _roots((a, b, c), 0, x.size, (x,))
+
+
+@njit
+def sums(x: NDArray[np.float64], start: int, stop: int) -> tuple[tuple[float, float], ...]:
+    return _sums(start, stop, (x, 0.25)), _sums_one_by_one(start, stop, (x, 0.25))
+
+
+def numbers(size: int, dtype: type) -> NDArray[np.float64]:
+    """Multiples of 1/16, so that nothing here is rounded."""
+    return (np.random.default_rng(size).integers(-64, 64, size) / 16).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_value_is_written_once(size: int, dtype: type):
+    x = numbers(size + 2 * MARGIN, dtype)
+    y, z = np.full_like(x, 9), np.full_like(x, 9)
+    inside = slice(MARGIN, MARGIN + size)
+    wanted = np.full_like(x, 9)
+    wanted[inside] = x[inside] * 0.75 - 0.5
+    scaled(y, x, MARGIN, MARGIN + size)
+    assert np.array_equal(y, wanted)
+
+    y = np.full_like(x, 9)
+    added(y, z, x, MARGIN, MARGIN + size)
+    wanted[inside] = x[inside] + 3
+    assert np.array_equal(y, wanted)
+    wanted[inside] = 9 + 3 * x[inside]
+    assert np.array_equal(z, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_value_is_summed_once(size: int, dtype: type):
+    x = numbers(size + 2 * MARGIN, dtype)
+    d = x[MARGIN : MARGIN + size].astype(np.float64) - 0.25
+    wanted = d.sum(), (d * d).sum()
+    assert sums(x, MARGIN, MARGIN + size) == (wanted, wanted)
+
+
+@pytest.mark.parametrize("size", [3, 8, 19])
+def test_values_outside_are_not_summed(size: int):
+    x = numbers(size + 2 * MARGIN, np.float32)
+    x[:MARGIN] = x[-MARGIN:] = np.nan
+    assert np.isfinite(sums(x, MARGIN, MARGIN + size)).all()
+
+
+@pytest.mark.parametrize("size", [5, 21])
+def test_inverses_and_roots(size: int):
+    x = numbers(size, np.float64)
+    x[1] = 0
+    a, b, c = (np.empty_like(x) for _ in range(3))
+    roots(a, b, c, x)
+    with np.errstate(divide="ignore"):
+        assert np.array_equal(a, np.where(x > 0, 1 / x, 0))
+        assert np.array_equal(b, 1 / np.abs(x))
+    assert np.array_equal(c, -x)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 13, 40])
+def test_bfloat16_is_rounded_as_torch_does(size: int):
+    bits = np.random.default_rng(size).integers(0, 1 << 16, size).astype(np.uint16)
+    x = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    y = np.zeros_like(bits)
+    scaled(y, bits, 0, size)
+    found = torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
+    wanted = (x.double() * 0.75 - 0.5).float().bfloat16()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(0), wanted.nan_to_num(0))
