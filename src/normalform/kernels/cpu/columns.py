@@ -11,6 +11,7 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, kernel, workspace
+from normalform.kernels.cpu.planes import SOON
 from normalform.kernels.cpu.vectors import Values, copy, fill, is_double, load, mapped, summed
 
 # The most values that are worked on side by side; their arrays are STEP numbers apart, so that the
@@ -113,7 +114,8 @@ def _four_moments(*rows: Values) -> Sequence[Values]:
     return _together(apart), _together([d * d for d in apart])
 
 
-_moments_of_row, _moments_of_four = mapped(_moments, adds=2), mapped(_four_moments, adds=2)
+_moments_of_row = mapped(_moments, adds=2, at_once=2)
+_moments_of_four = mapped(_four_moments, adds=2, at_once=2)
 
 
 @helper
@@ -175,23 +177,25 @@ def _outputs(*operands: Values) -> Sequence[Values]:
     return [(x - high) * scale + shift for x in rows]
 
 
-_output = mapped(_outputs)
+_output = mapped(_outputs, streams=1, at_once=2)
+_outputs_of_four = mapped(_outputs, at_once=2)
 
 
 @helper
 def _apply(p: Any, data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``y = (x - high) * scale + shift``."""
     at, fours = (s, s[STEP:], s[2 * STEP :]), _fours(p, rows)
+    ahead = step if p[t.TILES] > 1 else SOON
     for row in range(0, fours, 4):
         x, y = data[row * step :], out[row * step :]
-        _output(
+        _outputs_of_four(
             (y, y[step:], y[2 * step :], y[3 * step :]),
             0,
             n,
             (x, x[step:], x[2 * step :], x[3 * step :], *at),
         )
     for row in range(fours, rows):
-        _output((out[row * step :],), 0, n, (data[row * step :], *at))
+        _output((out[row * step :],), 0, n, (data[row * step :], *at), ahead, ahead)
 
 
 @kernel
@@ -222,7 +226,8 @@ def _four_sums(*operands: Values) -> Sequence[Values]:
     return _together(dy), _together([g * (each - high) for each, g in zip(x, dy, strict=True)])
 
 
-_sums_of_row, _sums_of_four = mapped(_sums, adds=2), mapped(_four_sums, adds=2)
+_sums_of_row = mapped(_sums, adds=2, at_once=2)
+_sums_of_four = mapped(_four_sums, adds=2, at_once=2)
 
 
 @helper
@@ -269,24 +274,27 @@ def _inputs(*operands: Values) -> Sequence[Values]:
     return [g * scale + ((x - high) * slope + offset) for x, g in pairs]
 
 
-_input_of = mapped(_inputs)
+_input_of = mapped(_inputs, streams=2, at_once=2)
+_inputs_of_four = mapped(_inputs, at_once=2)
 
 
 @helper
 def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``dx = scale dy + (slope (x - high) + offset)``."""
     at, fours = (s, s[STEP:], s[2 * STEP :], s[3 * STEP :]), _fours(p, rows)
+    ahead = step if p[t.TILES] > 1 else SOON
     for row in range(0, fours, 4):
         x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
         four = x, x[step:], x[2 * step :], x[3 * step :]
-        _input_of(
+        _inputs_of_four(
             (d, d[step:], d[2 * step :], d[3 * step :]),
             0,
             n,
             (*four, g, g[step:], g[2 * step :], g[3 * step :], *at),
         )
     for row in range(fours, rows):
-        _input_of((dx[row * step :],), 0, n, (data[row * step :], dy[row * step :], *at))
+        x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
+        _input_of((d,), 0, n, (x, g, *at), ahead, ahead)
 
 
 @kernel
@@ -312,13 +320,13 @@ def grad_input(x: Any, args: int, part: int) -> None:
         _input(p, data[end:], dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
 
 
-_scaled = mapped(lambda dy, scale: (dy * scale,))
+_scaled = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
 
 @helper
 def _scale(dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
-        _scaled((dx[row * step :],), 0, n, (dy[row * step :], s))
+        _scaled((dx[row * step :],), 0, n, (dy[row * step :], s), SOON, SOON)
 
 
 @kernel

@@ -17,6 +17,7 @@ from normalform.kernels.cpu import blend, columns, gradients, planes, row_gradie
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
+from normalform.kernels.cpu.planes import SOON
 from normalform.kernels.request import Request
 
 # Values in a piece: sums are of float64, so this limits what an outlying first value can do to
@@ -37,6 +38,8 @@ PARALLEL = 32768
 ROWS_A_PART = 8
 # Bytes of a tensor up to which most of what is written is still in the last cache at the end.
 STAYS = 8 << 20
+# Bytes that a core keeps in a cache of its own, about; and values in a short plane.
+CORE, SHORT = 1 << 20, 128
 # In place of the number of parts: the one part that is everything, see blend.pool.
 SHARED = -1
 
@@ -224,8 +227,21 @@ class Programs:
         self.layout, self.parts, self.tiled = layout, parts, tiled
         self.table = layout.table.copy()
         self.table[t.ITEMS_A_PART], self.table[t.PLANES_A_PART] = items_a_part, planes_a_part
+        self.table[t.AHEAD] = self._ahead(items_a_part)
         self.address = self.table.ctypes.data
         self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
+
+    def _ahead(self, items_a_part: int) -> int:
+        """How many values later the memory is asked for that a pass over planes will come to.
+
+        The second pass over a part finds it in the cache, and asks for the next one where planes
+        are short: what is done for each leaves the memory idle. Other streams the processor sees.
+        """
+        layout, p = self.layout, self.table
+        if not self.tiled:
+            return SOON
+        beyond = layout.values * layout.request.dtype.itemsize > CORE and p[t.EXTENT] <= SHORT
+        return int(layout.values // p[t.ITEMS] * items_a_part) if beyond else 0
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""

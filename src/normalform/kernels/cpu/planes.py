@@ -12,6 +12,9 @@ from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel
 from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
 
+# Values: as many before it is written to is memory asked for.
+SOON = 1024
+
 
 @helper
 def _place(p: Any, item: int) -> tuple[int, int, int]:
@@ -85,7 +88,7 @@ def moments(x: Any, args: int, part: int) -> None:
 
 
 # ``y = (x - high) * scale + shift``.
-_apply = mapped(lambda x, high, scale, shift: ((x - high) * scale + shift,))
+_apply = mapped(lambda x, high, scale, shift: ((x - high) * scale + shift,), streams=1, at_once=2)
 
 
 @kernel
@@ -102,7 +105,7 @@ def apply(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
-        _apply((out,), start, stop, (data, high, scale, shift))
+        _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD], SOON)
 
 
 # ``sum dy`` and ``sum dy (x - high)``.
@@ -128,10 +131,12 @@ def sums(x: Any, args: int, part: int) -> None:
 
 # ``dx = scale dy + (slope (x - high) + offset)``.
 _input = mapped(
-    lambda x, dy, high, scale, slope, offset: (dy * scale + ((x - high) * slope + offset),)
+    lambda x, dy, high, scale, slope, offset: (dy * scale + ((x - high) * slope + offset),),
+    streams=2,
+    at_once=2,
 )
 # ``dx = scale dy``.
-_scale = mapped(lambda dy, scale: (dy * scale,))
+_scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
 
 @kernel
@@ -149,7 +154,7 @@ def grad_input(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        _input((dx,), start, stop, (data, dy, high, scale, slope, offset))
+        _input((dx,), start, stop, (data, dy, high, scale, slope, offset), p[t.AHEAD], SOON)
 
 
 @kernel
@@ -164,4 +169,4 @@ def scale(x: Any, args: int, part: int) -> None:
         start, stop = _run(p, unit, c, piece)
         factor = spread[t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c]
         unit, c, piece = _after(p, unit, c, piece)
-        _scale((dx,), start, stop, (dy, factor))
+        _scale((dx,), start, stop, (dy, factor), p[t.AHEAD], SOON)

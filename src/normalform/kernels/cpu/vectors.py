@@ -22,6 +22,7 @@ from numba.core import cgutils
 from normalform.kernels.cpu.compiled import array, helper, inlined, intrinsic
 
 _LANES = 8
+_LINE = 64  # bytes that come into the cache together
 _DOUBLE, _FLOAT, _HALF, _INT, _WORD = (
     ir.DoubleType(),
     ir.FloatType(),
@@ -70,35 +71,58 @@ class Values:
         return getattr(self.value.type, "count", 1)
 
 
-def mapped(body: Callable[..., Sequence[Values]], adds: int = 0) -> Any:
+def mapped(
+    body: Callable[..., Sequence[Values]], adds: int = 0, streams: int = 0, at_once: int = 1
+) -> Any:
     """``f(rows, start, stop, operands)``: write what ``body(*operands)`` gives, rounded, to rows.
 
     Added to the last ``adds`` of them, which may not be rounded. The others must not be operands:
     some values are computed twice.
+
+    The first ``streams`` operands may lie beyond the cache: ``f(rows, start, stop, operands, ahead,
+    soon)`` asks for what they hold ``ahead`` values later, and for where the rows are written to
+    ``soon``.
     """
 
+    def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        read = _reader(context, builder, signature.args[3], args[3])
+        to = _rows(context, builder, signature.args[0], args[0])
+        fetch = _fetcher(context, builder, signature.args[3], args, streams)
+
+        def emit(at: Any, lanes: int, place: int, again: Any) -> None:
+            if streams and lanes > 1 and again is None:
+                fetch(at, place)
+                for dtype, data in to[: len(to) - adds]:
+                    _ask(builder, dtype, data, builder.add(at, args[5]), place, 1)
+            for i, ((dtype, data), value) in enumerate(
+                zip(to, body(*read(at, lanes)), strict=True)
+            ):
+                after = value.value
+                if i >= len(to) - adds:
+                    before = _read(builder, dtype, data, at, lanes)
+                    after = builder.fadd(before, after, flags=_FUSED)
+                    after = after if again is None else builder.select(again, before, after)
+                _write(builder, dtype, data, at, lanes, after)
+
+        _vectors(builder, args[1], args[2], at_once, emit)
+        return context.get_dummy_value()
+
+    if not streams:
+
+        @intrinsic
+        def near(typing: Any, rows: Any, start: Any, stop: Any, operands: Any) -> Any:
+            return types.void(rows, types.int64, types.int64, operands), over
+
+        return near
+
     @intrinsic
-    def over(typing: Any, rows: Any, start: Any, stop: Any, operands: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            read = _reader(context, builder, operands, args[3])
-            to = list(zip(rows, _data(context, builder, rows, args[0]), strict=True))
+    def far(
+        typing: Any, rows: Any, start: Any, stop: Any, operands: Any, ahead: Any, soon: Any
+    ) -> Any:
+        word = types.int64
+        return types.void(rows, word, word, operands, word, word), over
 
-            def emit(at: Any, lanes: int, sums: int, again: Any) -> None:
-                found = body(*read(at, lanes))
-                for i, ((kind, data), value) in enumerate(zip(to, found, strict=True)):
-                    after = value.value
-                    if i >= len(to) - adds:
-                        before = _read(builder, kind.dtype, data, at, lanes)
-                        after = builder.fadd(before, after, flags=_FUSED)
-                        after = after if again is None else builder.select(again, before, after)
-                    _write(builder, kind.dtype, data, at, lanes, after)
-
-            _vectors(builder, args[1], args[2], 1, emit)
-            return context.get_dummy_value()
-
-        return types.void(rows, types.int64, types.int64, operands), generate
-
-    return over
+    return far
 
 
 def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) -> Any:
@@ -119,13 +143,13 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
                 for _ in range(count)
             ]
 
-            def emit(at: Any, lanes: int, sums: int, again: Any) -> None:
+            def emit(at: Any, lanes: int, place: int, again: Any) -> None:
                 for total, found in zip(totals, body(*read(at, lanes)), strict=True):
-                    place, value = total[sums if lanes > 1 else -1], found.value
+                    sum_, value = total[place if lanes > 1 else -1], found.value
                     if again is not None:
                         value = builder.select(again, zeros, value)
-                    after = builder.fadd(builder.load(place), value, flags=_FUSED)
-                    builder.store(after, place)
+                    after = builder.fadd(builder.load(sum_), value, flags=_FUSED)
+                    builder.store(after, sum_)
 
             _vectors(builder, args[0], args[1], at_once, emit)
             found = [_total(builder, each) for each in totals]
@@ -195,9 +219,9 @@ def is_double(typing: Any, row: Any) -> Any:
 
 
 def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[..., None]) -> None:
-    """``emit(place, lanes, sums, again)`` for all of a run.
+    """``emit(at, lanes, place, again)`` for all of a run.
 
-    ``sums`` says which of ``at_once`` sums to add to, ``again`` which lanes were there before.
+    ``place`` is that among ``at_once`` vectors, ``again`` says which lanes were there before.
     """
     size = builder.sub(stop, start)
 
@@ -230,27 +254,54 @@ def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[.
     """A function of a place and a number of lanes: the operands there."""
     given = list(zip(kinds, cgutils.unpack_tuple(builder, operands), strict=True))
     rows = {
-        i: context.make_array(kind)(context, builder, value).data
+        i: _row(context, builder, kind, value)
         for i, (kind, value) in enumerate(given)
         if isinstance(kind, types.Array)
     }
 
     def read(at: Any, lanes: int) -> list[Values]:
-        found = []
-        for i, (kind, value) in enumerate(given):
-            if i in rows:
-                found.append(_read(builder, kind.dtype, rows[i], at, lanes))
-            else:
-                found.append(_splat(builder, value, lanes))
+        found = [
+            _read(builder, *rows[i], at, lanes) if i in rows else _splat(builder, value, lanes)
+            for i, (_, value) in enumerate(given)
+        ]
         return [Values(builder, value) for value in found]
 
     return read
 
 
-def _data(context: Any, builder: Any, kinds: Any, rows: Any) -> list[Any]:
-    """Where some rows begin."""
+def _row(context: Any, builder: Any, kind: Any, row: Any) -> tuple[Any, Any]:
+    """What a row holds, and where it begins."""
+    return kind.dtype, context.make_array(kind)(context, builder, row).data
+
+
+def _rows(context: Any, builder: Any, kinds: Any, rows: Any) -> list[tuple[Any, Any]]:
     given = zip(kinds, cgutils.unpack_tuple(builder, rows), strict=True)
-    return [context.make_array(kind)(context, builder, value).data for kind, value in given]
+    return [_row(context, builder, kind, value) for kind, value in given]
+
+
+def _fetcher(
+    context: Any, builder: Any, kinds: Any, args: Any, streams: int
+) -> Callable[[Any, int], None]:
+    """A function of a place: ask for what the first operands hold some values later."""
+    given = zip([*kinds][:streams], cgutils.unpack_tuple(builder, args[3]), strict=False)
+    rows = [_row(context, builder, kind, value) for kind, value in given]
+
+    def fetch(at: Any, place: int) -> None:
+        for dtype, data in rows:
+            _ask(builder, dtype, data, builder.add(at, args[4]), place, 0)
+
+    return fetch
+
+
+def _ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) -> None:
+    """Ask for a line of the cache, once of the vectors that lie in it."""
+    size = dtype.bitwidth // 8
+    if place * _LANES * size % _LINE == 0:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        where = builder.bitcast(builder.gep(data, [at]), byte)
+        builder.call(ask, [where, _INT(write), _INT(3), _INT(1)])
 
 
 def _read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:
