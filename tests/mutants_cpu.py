@@ -189,8 +189,8 @@ MUTANTS = [
     Mutant(
         "rows: root mean square of centred values",
         rows,
-        "_short_moments(data[at:], fours * values, values, p[t.CENTER], k)",
-        "_short_moments(data[at:], fours * values, values, 1, k)",
+        "_short_moments(data[at:], step, values, p[t.CENTER], k)",
+        "_short_moments(data[at:], step, values, 1, k)",
         compiled_plain("rms, many rows"),
     ),
     Mutant(
@@ -429,8 +429,8 @@ MUTANTS = [
     Mutant(
         "rows, by fours: rows of other tiles take part",
         row_gradients,
-        "kept[3 * (r + i * fours) :]",
-        "kept[3 * (r + i) :]",
+        "kept[3 * (r + j * tiles) :]",
+        "kept[3 * (r + j) :]",
         compiled_plain("group, short planes"),
     ),
     Mutant(

@@ -7,7 +7,7 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
-from normalform.kernels.cpu.rows import AGAIN, fours_of
+from normalform.kernels.cpu.rows import AGAIN, first_of_four, fours_of
 from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
 
 # Between the sums for weight and those for bias, so that they are no multiple of 4 KiB apart: a
@@ -160,15 +160,16 @@ def backward(x: Any, args: int, part: int) -> None:
     fill(dweights[: 2 * both], 0.0)
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start)
-    for r in range(start, start + fours):
-        w, at, step = r % tiles * length, r * values, fours * values
+    for i in range(fours):
+        r = first_of_four(p, start, i)
+        w, at, step = r % tiles * length, r * values, tiles * values
         weight, dweight = weights[w : w + length], dweights[w : w + length]
-        for i in range(4):
-            copy(k[5 * i : 5 * i + 3], kept[3 * (r + i * fours) :])
-            fill(k[5 * i + 3 : 5 * i + 5], 0.0)
+        for j in range(4):
+            copy(k[5 * j : 5 * j + 3], kept[3 * (r + j * tiles) :])
+            fill(k[5 * j + 3 : 5 * j + 5], 0.0)
         _four_sums(data[at:], dy[at:], step, weight, k)
-        for i in range(4):
-            _terms(p, k[5 * i :])
+        for j in range(4):
+            _terms(p, k[5 * j :])
         _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbiases[w : w + length], k)
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
