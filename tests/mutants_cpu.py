@@ -77,8 +77,8 @@ MUTANTS = [
     Mutant(
         "runs of several channels pooled as if there were one for each",
         blend,
-        "range(size // p[t.RUN])",
-        "range(size // p[t.RUN] - 1)",
+        "size * step // p[t.RUN]",
+        "size * step // p[t.RUN] - 1",
         compiled_plain("group, many short planes", torch.float64),
     ),
     Mutant(
@@ -203,15 +203,15 @@ MUTANTS = [
     Mutant(
         "rows, by fours: float64 in one pass",
         rows,
-        "if is_double(data) and center == 1:",
-        "if False:",
+        "values <= PIECE and not is_double(data)",
+        "values <= PIECE",
         compiled_hard("layer, many rows", "outlier", torch.float64),
     ),
     Mutant(
         "pooled without the spread between the means, compiled",
         blend,
-        "(small[3 * slots + at] + apart * apart)",
-        "small[3 * slots + at]",
+        "n * (var + apart * apart)",
+        "n * var",
         compiled_plain("switch, parts"),
     ),
     Mutant(

@@ -53,6 +53,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "rms, long rows": (lambda: nf.RMSNorm(70001), (2, 70001), False),
     "layer, last": (lambda: nf.GroupNorm(1, 12), (9, 12, 20, 21), True),
     "layer, last, wide": (lambda: nf.GroupNorm(1, 1100), (9, 1100, 3, 3), True),
+    "layer, many channels last": (lambda: nf.GroupNorm(1, 1100), (3, 1100, 2, 2), True),
     "layer, many rows": (lambda: nf.LayerNorm(37), (1801, 37), False),
     "rms, many rows": (lambda: nf.RMSNorm(37), (1801, 37), False),
 }

@@ -16,7 +16,7 @@ import numpy as np
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import double_of_bits, helper, small_kernel
-from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, widen
+from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, summed, widen
 
 
 @helper
@@ -33,43 +33,38 @@ def _distances(
     return n, n * apart, n * (var + apart * apart)
 
 
-# As the inner loop of :func:`_about`, of cells with a slot each that lie as the slots do.
-_side_by_side = mapped(_distances, adds=3)
+# Of cells with a slot each that lie as the slots do, and of the slots of one cell.
+_side_by_side, _of_one = mapped(_distances, adds=3), summed(_distances, 3)
 
 
 @helper
 def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
     """Into the cells of a block, what their slots hold, as distances from the points in them.
 
-    Number of values, sum of the distances and of their squares; in the order of memory.
+    Number of values, sum of the distances and of their squares; in the order of memory, where the
+    slots of a cell are neighbours: those of a piece, or of all pieces.
     """
     slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
     to, step = p[b + t.AT_CELLS] + first_cell(p, b, u), p[t.CHANNEL_STEP]
+    near, rest, var = small[slots:], small[2 * slots :], small[3 * slots :]
     for cell in range(to + c0 // size, to + c1 // size):
         small[cell] = small[2 * cells + cell] = small[3 * cells + cell] = 0.0
     for unit in range(u, end):
-        for piece in range(p[t.PIECES]):
-            at = t.slot_of(p, unit, piece, c0) // p[t.RUN]
+        for piece in range(p[t.PIECES] if step == 1 else 1):
+            at, of_cell = t.slot_of(p, unit, piece, c0) // p[t.RUN], size * step // p[t.RUN]
             if size == 1 and step == 1:
-                cell, slot = small[to + c0 :], small[at:]
-                _side_by_side(
-                    (cell, cell[2 * cells :], cell[3 * cells :]),
-                    0,
-                    c1 - c0,
-                    (slot, slot[slots:], slot[2 * slots :], slot[3 * slots :], cell[cells:]),
-                )
+                cell, origin = small[to + c0 :], small[cells + to + c0 :]
+                rows = cell, cell[2 * cells :], cell[3 * cells :]
+                of = small[at:], near[at:], rest[at:], var[at:], origin
+                _side_by_side(rows, 0, c1 - c0, of)
                 continue
             for cell in range(to + c0 // size, to + c1 // size):
-                origin, count, total, squares = small[cells + cell], 0.0, 0.0, 0.0
-                for _ in range(size // p[t.RUN]):
-                    n, apart = small[at], (small[slots + at] - origin) + small[2 * slots + at]
-                    count += n
-                    total += n * apart
-                    squares += n * (small[3 * slots + at] + apart * apart)
-                    at += step
+                of = small, near, rest, var, small[cells + cell]
+                count, total, squares = _of_one(at, at + of_cell, of)
                 small[cell] += count
                 small[2 * cells + cell] += total
                 small[3 * cells + cell] += squares
+                at += of_cell
 
 
 @small_kernel

@@ -109,14 +109,10 @@ def _four_moments(data: Any, step: int, n: int, k: Any) -> None:
 
 @inlined
 def _short_moments(data: Any, step: int, n: int, center: int, k: Any) -> None:
-    """As :func:`_row_moments` of four rows of one piece, ``step`` values apart."""
+    """As :func:`_row_moments` of four rows of one piece, ``step`` values apart; not of float64."""
     for i in range(4):
         k[3 * i] = load(data, i * step) if center == 1 else 0.0
     _four_moments(data, step, n, k)
-    if is_double(data) and center == 1:
-        for i in range(0, 12, 3):
-            k[i] += k[i + 1]
-        _four_moments(data, step, n, k)
     for i in range(0, 12, 3):
         if center == 1:
             k[i + 2] -= k[i + 1] * k[i + 1]
@@ -221,7 +217,7 @@ def forward(x: Any, args: int, part: int) -> None:
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
-        if values <= PIECE:
+        if values <= PIECE and not is_double(data):
             _short_moments(data[at:], step, values, p[t.CENTER], k)
         else:
             for j in range(4):
