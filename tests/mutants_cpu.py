@@ -281,8 +281,8 @@ MUTANTS = [
     Mutant(
         "planes: shift folded into the bias",
         planes,
-        "((x - high) * scale + shift,)",
-        "(x * scale + (shift - high * scale),)",
+        "return ((x - high) * scale + shift,)",
+        "return (x * scale + (shift - high * scale),)",
         lambda: cpu.test_an_element_next_to_the_mean(False),
     ),
     Mutant(

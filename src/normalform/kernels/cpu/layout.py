@@ -236,12 +236,13 @@ class Programs:
 
         The second pass over a part finds it in the cache, and asks for the next one where planes
         are short: what is done for each leaves the memory idle. Other streams the processor sees.
+        Nothing is asked for where it is -1: the cache holds the tensor.
         """
         layout, p = self.layout, self.table
-        if not self.tiled:
-            return SOON
         beyond = layout.values * layout.request.dtype.itemsize > CORE and p[t.EXTENT] <= SHORT
-        return int(layout.values // p[t.ITEMS] * items_a_part) if beyond else 0
+        if self.tiled and beyond:
+            return int(layout.values // p[t.ITEMS] * items_a_part)
+        return -1 if p[t.STAYS] == 1 else 0 if self.tiled else SOON
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""

@@ -87,8 +87,12 @@ def moments(x: Any, args: int, part: int) -> None:
         slots[2 * p[t.SLOTS] + slot], slots[3 * p[t.SLOTS] + slot] = rest, var
 
 
-# ``y = (x - high) * scale + shift``.
-_apply = mapped(lambda x, high, scale, shift: ((x - high) * scale + shift,), streams=1, at_once=2)
+def _output(x: Values, high: Values, scale: Values, shift: Values) -> Sequence[Values]:
+    return ((x - high) * scale + shift,)
+
+
+# ``y = (x - high) * scale + shift``, of tensors in the cache and of others.
+_apply_near, _apply_far = mapped(_output, at_once=4), mapped(_output, streams=1, at_once=2)
 
 
 @kernel
@@ -105,7 +109,10 @@ def apply(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
-        _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD], SOON)
+        if p[t.AHEAD] < 0:
+            _apply_near((out,), start, stop, (data, high, scale, shift))
+        else:
+            _apply_far((out,), start, stop, (data, high, scale, shift), p[t.AHEAD], SOON)
 
 
 # ``sum dy`` and ``sum dy (x - high)``.
@@ -129,12 +136,14 @@ def sums(x: Any, args: int, part: int) -> None:
         slots[item], slots[p[t.SLOTS] * p[t.RUN] + item] = total, product
 
 
-# ``dx = scale dy + (slope (x - high) + offset)``.
-_input = mapped(
-    lambda x, dy, high, scale, slope, offset: (dy * scale + ((x - high) * slope + offset),),
-    streams=2,
-    at_once=2,
-)
+def _gradient(
+    x: Values, dy: Values, high: Values, scale: Values, slope: Values, offset: Values
+) -> Sequence[Values]:
+    return (dy * scale + ((x - high) * slope + offset),)
+
+
+# ``dx = scale dy + (slope (x - high) + offset)``, of tensors in the cache and of others.
+_input_near, _input_far = mapped(_gradient, at_once=4), mapped(_gradient, streams=2, at_once=2)
 # ``dx = scale dy``.
 _scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
@@ -154,7 +163,11 @@ def grad_input(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        _input((dx,), start, stop, (data, dy, high, scale, slope, offset), p[t.AHEAD], SOON)
+        operands = data, dy, high, scale, slope, offset
+        if p[t.AHEAD] < 0:
+            _input_near((dx,), start, stop, operands)
+        else:
+            _input_far((dx,), start, stop, operands, p[t.AHEAD], SOON)
 
 
 @kernel
@@ -169,4 +182,4 @@ def scale(x: Any, args: int, part: int) -> None:
         start, stop = _run(p, unit, c, piece)
         factor = spread[t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c]
         unit, c, piece = _after(p, unit, c, piece)
-        _scale((dx,), start, stop, (dy, factor), p[t.AHEAD], SOON)
+        _scale((dx,), start, stop, (dy, factor), SOON, SOON)
