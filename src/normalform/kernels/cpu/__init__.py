@@ -2,6 +2,6 @@
 
 Each of a few memory patterns has its kernels (``planes``, ``columns``, ``rows``); ``blend`` and
 ``gradients`` hold what is particular to norms, on arrays of one value a channel, forward and
-backward; ``layout`` chooses and orders them;
+backward; what they do to values stands in ``vectors``. ``layout`` chooses and orders kernels;
 ``steps`` runs a norm, on PyTorch's threads (``team``); ``compiled`` makes machine code of Python.
 """

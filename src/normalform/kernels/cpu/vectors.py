@@ -1,13 +1,12 @@
 """Loops over runs of neighbouring values, written as what happens to a vector of them.
 
-The compiler's own loop takes many vectors at once and what is left one by one: on runs of 49 values
-that takes as long as the vectors. Here what is left is one more vector, which overlaps the last.
+The compiler's own loop takes many vectors at once and what is left in smaller steps: on runs of 49
+values that takes as long as the vectors. Here what is left is one more vector, which overlaps the
+last; and memory can be asked for while something else is computed.
 
 A body is a function of :class:`Values`. Its operands are float64 numbers, or rows, which are read
 at the same places. :func:`mapped` writes what it gives to a row; :func:`summed` sums it.
 """
-
-# An intrinsic takes a typing context that Python does not see, and llvmlite types itself loosely.
 
 from __future__ import annotations
 
