@@ -281,8 +281,8 @@ MUTANTS = [
     Mutant(
         "planes: shift folded into the bias",
         planes,
-        "return ((x - high) * scale + shift,)",
-        "return (x * scale + (shift - high * scale),)",
+        "return [(x - high) * scale + shift for x in rows]",
+        "return [x * scale + (shift - high * scale) for x in rows]",
         lambda: cpu.test_an_element_next_to_the_mean(False),
     ),
     Mutant(
@@ -337,15 +337,15 @@ MUTANTS = [
     Mutant(
         "eps outside the root, of cells of several channels",
         blend,
-        "math.sqrt(cell[3 * cells + g] + eps)",
-        "(math.sqrt(cell[3 * cells + g]) + eps)",
+        "(var + eps).inverse_root()",
+        "(var + eps + eps).inverse_root()",
         compiled_hard("group, parts", "variance below eps"),
     ),
     Mutant(
         "second half of the mean dropped, of cells of several channels",
         blend,
-        "(near - (near + rest)) + rest",
-        "0.0",
+        "return high, (near - high) + rest,",
+        "return high, near - near,",
         cpu.test_an_element_next_to_the_mean_of_a_group,
     ),
     # Gradients
@@ -394,15 +394,15 @@ MUTANTS = [
     Mutant(
         "gradient of several channels without the share of the mean",
         gradients,
-        "sums[g] * of_all + tilt",
-        "tilt",
+        "tilt, dmean * of_all + ",
+        "tilt, ",
         compiled_plain("group, parts"),
     ),
     Mutant(
         "gradient of several channels with half the share of the variance",
         gradients,
-        "2.0 * sums[cells + g] * of_all",
-        "sums[cells + g] * of_all",
+        "two * dvar",
+        "dvar",
         compiled_plain("group, parts"),
     ),
     Mutant(

@@ -144,7 +144,7 @@ def _statistics(
     return high, (near - high) + rest, (var + eps).inverse_root()
 
 
-_of_channels = mapped(_statistics)
+_of_cells = mapped(_statistics)
 
 
 @helper
@@ -156,13 +156,11 @@ def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
     rstd = to[t.RSTD * channels :]
     if size == 1:
         of = cell[cells:], cell[2 * cells :], cell[3 * cells :], eps
-        _of_channels((high, low, rstd), c0, c1, of)
+        _of_cells((high, low, rstd), c0, c1, of)
         return
     for g in range(c0 // size, c1 // size):
-        near, rest, first, last = cell[cells + g], cell[2 * cells + g], g * size, (g + 1) * size
-        fill(high[first:last], near + rest)
-        fill(low[first:last], (near - (near + rest)) + rest)
-        fill(rstd[first:last], 1.0 / math.sqrt(cell[3 * cells + g] + eps))
+        of_cell = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g], eps
+        _of_cells((high, low, rstd), g * size, (g + 1) * size, of_cell)
 
 
 @helper
@@ -186,7 +184,7 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
                     apart_of[c] += to_mean * ((near - near_of[c]) + (rest - rest_of[c]))
                     var_of[c] += var
     rows = to[t.HIGH * channels :], to[t.LOW * channels :], to[t.RSTD * channels :]
-    _of_channels(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
+    _of_cells(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
 
 
 def _scale_and_shift(

@@ -11,12 +11,21 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, kernel, workspace
-from normalform.kernels.cpu.planes import SOON
-from normalform.kernels.cpu.vectors import Values, copy, fill, is_double, load, mapped, summed
+from normalform.kernels.cpu.planes import distances, gradient, output, products
+from normalform.kernels.cpu.vectors import (
+    SOON,
+    Values,
+    add,
+    copy,
+    fill,
+    is_double,
+    load,
+    mapped,
+    sum_runs,
+)
 
-# The most values that are worked on side by side; their arrays are STEP numbers apart, so that the
-# compiler sees that they do not overlap: no multiple of 4 KiB, or a load has to wait for a store to
-# another array.
+# The most values that are worked on side by side; their arrays are STEP numbers apart, which is no
+# multiple of 4 KiB: a load would have to wait for a store to another array.
 LONG = 1024
 STEP = LONG + 168
 _room = workspace(4 * STEP)
@@ -77,9 +86,6 @@ def _expand(source: Any, values: int, p: Any, out: Any) -> None:
     _repeat(out, values, p[t.FOLD])
 
 
-_add, _total = mapped(lambda again: (again,), adds=1), summed(lambda x: (x,), 1)
-
-
 @helper
 def _collapse(sums: Any, values: int, p: Any) -> None:
     """The sum over the values of each channel, left in the first places.
@@ -89,11 +95,9 @@ def _collapse(sums: Any, values: int, p: Any) -> None:
     width, left = p[t.WIDTH], p[t.FOLD] * values
     while left > values:
         half = (left // values + 1) // 2 * values
-        _add((sums,), 0, left - half, (sums[half:],))
+        add((sums,), 0, left - half, (sums[half:],))
         left = half
-    if width > 1:
-        for c in range(values // width):
-            (sums[c],) = _total(c * width, (c + 1) * width, (sums,))
+    sum_runs(sums, values // width, width)
 
 
 # Each of these takes rows four at a time, which read and write the sums and coefficients in ``s``
@@ -103,18 +107,12 @@ def _together(values: Sequence[Values]) -> Values:
     return (a + b) + (c + d)
 
 
-def _moments(x: Values, shift: Values) -> Sequence[Values]:
-    d = x - shift
-    return d, d * d
-
-
 def _four_moments(*rows: Values) -> Sequence[Values]:
     *four, shift = rows
-    apart = [x - shift for x in four]
-    return _together(apart), _together([d * d for d in apart])
+    return [_together(each) for each in zip(*(distances(x, shift) for x in four), strict=True)]
 
 
-_moments_of_row = mapped(_moments, adds=2, at_once=2)
+_moments_of_row = mapped(distances, adds=2, at_once=2)
 _moments_of_four = mapped(_four_moments, adds=2, at_once=2)
 
 
@@ -172,13 +170,7 @@ def moments(x: Any, args: int, part: int) -> None:
             slots[3 * p[t.SLOTS] + slot] = 0.0 if var < 0.0 else var
 
 
-def _outputs(*operands: Values) -> Sequence[Values]:
-    *rows, high, scale, shift = operands
-    return [(x - high) * scale + shift for x in rows]
-
-
-_output = mapped(_outputs, streams=1, at_once=2)
-_outputs_of_four = mapped(_outputs, at_once=2)
+_output, _outputs_of_four = mapped(output, streams=1, at_once=2), mapped(output, at_once=2)
 
 
 @helper
@@ -217,16 +209,13 @@ def apply(x: Any, args: int, part: int) -> None:
         _apply(p, data[end:], out[end:], s, 1 if left > 0 else 0, step, left)
 
 
-def _sums(x: Values, dy: Values, high: Values) -> Sequence[Values]:
-    return dy, dy * (x - high)
-
-
 def _four_sums(*operands: Values) -> Sequence[Values]:
-    x, dy, high = operands[:4], operands[4:8], operands[8]
-    return _together(dy), _together([g * (each - high) for each, g in zip(x, dy, strict=True)])
+    pairs = zip(operands[:4], operands[4:8], strict=True)
+    four = [products(x, dy, operands[8]) for x, dy in pairs]
+    return [_together(each) for each in zip(*four, strict=True)]
 
 
-_sums_of_row = mapped(_sums, adds=2, at_once=2)
+_sums_of_row = mapped(products, adds=2, at_once=2)
 _sums_of_four = mapped(_four_sums, adds=2, at_once=2)
 
 
@@ -268,14 +257,7 @@ def sums(x: Any, args: int, part: int) -> None:
             slots[p[t.SLOTS] * p[t.RUN] + slot] = s[2 * STEP + c]
 
 
-def _inputs(*operands: Values) -> Sequence[Values]:
-    *rows, high, scale, slope, offset = operands
-    pairs = zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True)
-    return [g * scale + ((x - high) * slope + offset) for x, g in pairs]
-
-
-_input_of = mapped(_inputs, streams=2, at_once=2)
-_inputs_of_four = mapped(_inputs, at_once=2)
+_input_of, _inputs_of_four = mapped(gradient, streams=2, at_once=2), mapped(gradient, at_once=2)
 
 
 @helper

@@ -88,14 +88,14 @@ def _cells_of_channels(
     n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
     high: Values, low: Values, two: Values,
 ) -> tuple[Values, Values]:  # fmt: skip
-    """As the loop of :func:`_unblended`, of cells of one channel."""
+    """Slope and offset from a cell."""
     of_all = n.inverse()  # running statistics, of no values, are constants
     tilt = two * dvar * of_all
     apart = (high - near) + (low - rest)
     return tilt, dmean * of_all + tilt * (apart - low)
 
 
-_side_by_side = mapped(_cells_of_channels)
+_of_cells = mapped(_cells_of_channels)
 
 
 @helper
@@ -108,14 +108,15 @@ def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int)
     if size == 1:
         cell_of = cell, cell[cells:], cell[2 * cells :]
         operands = *cell_of, sums, sums[cells:], high_of, low_of, 2.0
-        _side_by_side((slope, offset), c0, c1, operands)
+        _of_cells((slope, offset), c0, c1, operands)
         return
     for g in range(c0 // size, c1 // size):
-        first, last, of_all = g * size, (g + 1) * size, 1.0 / cell[g] if cell[g] > 0.0 else 0.0
-        tilt, low = 2.0 * sums[cells + g] * of_all, low_of[first]
-        apart = (high_of[first] - cell[cells + g]) + (low - cell[2 * cells + g])
-        fill(slope[first:last], tilt)
-        fill(offset[first:last], sums[g] * of_all + tilt * (apart - low))
+        first = g * size
+        of = (
+            cell[g], cell[cells + g], cell[2 * cells + g], sums[g], sums[cells + g],
+            high_of[first], low_of[first], 2.0,
+        )  # fmt: skip
+        _of_cells((slope, offset), first, first + size, of)
 
 
 @helper

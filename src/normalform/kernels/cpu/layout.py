@@ -17,7 +17,7 @@ from normalform.kernels.cpu import blend, columns, gradients, planes, row_gradie
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
-from normalform.kernels.cpu.planes import SOON
+from normalform.kernels.cpu.vectors import SOON
 from normalform.kernels.request import Request
 
 # Values in a piece: sums are of float64, so this limits what an outlying first value can do to

@@ -10,10 +10,7 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel
-from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
-
-# Values: as many before it is written to is memory asked for.
-SOON = 1024
+from normalform.kernels.cpu.vectors import SOON, Values, is_double, load, mapped, summed
 
 
 @helper
@@ -43,13 +40,14 @@ def _run(p: Any, unit: int, c: int, piece: int) -> tuple[int, int]:
     return start + first, start + (last if last < p[t.EXTENT] else p[t.EXTENT])
 
 
-def _moments(x: Values, shift: Values) -> Sequence[Values]:
+def distances(x: Values, shift: Values) -> Sequence[Values]:
+    """From a point, and their squares."""
     d = x - shift
     return d, d * d
 
 
 # ``sum (x - shift)`` and ``sum (x - shift)^2`` of a run.
-run_moments = summed(_moments, 2)
+run_moments = summed(distances, 2)
 
 
 @inlined
@@ -87,12 +85,14 @@ def moments(x: Any, args: int, part: int) -> None:
         slots[2 * p[t.SLOTS] + slot], slots[3 * p[t.SLOTS] + slot] = rest, var
 
 
-def _output(x: Values, high: Values, scale: Values, shift: Values) -> Sequence[Values]:
-    return ((x - high) * scale + shift,)
+def output(*operands: Values) -> Sequence[Values]:
+    """``y = (x - high) * scale + shift`` of some x."""
+    *rows, high, scale, shift = operands
+    return [(x - high) * scale + shift for x in rows]
 
 
-# ``y = (x - high) * scale + shift``, of tensors in the cache and of others.
-_apply_near, _apply_far = mapped(_output, at_once=4), mapped(_output, streams=1, at_once=2)
+# Of tensors in the cache, and of others.
+_apply_near, _apply_far = mapped(output, at_once=4), mapped(output, streams=1, at_once=2)
 
 
 @kernel
@@ -115,8 +115,12 @@ def apply(x: Any, args: int, part: int) -> None:
             _apply_far((out,), start, stop, (data, high, scale, shift), p[t.AHEAD], SOON)
 
 
-# ``sum dy`` and ``sum dy (x - high)``.
-_sums = summed(lambda x, dy, high: (dy, dy * (x - high)), 2)
+def products(x: Values, dy: Values, high: Values) -> Sequence[Values]:
+    """dy, and ``dy (x - high)``."""
+    return dy, dy * (x - high)
+
+
+_sums = summed(products, 2)
 
 
 @kernel
@@ -136,14 +140,14 @@ def sums(x: Any, args: int, part: int) -> None:
         slots[item], slots[p[t.SLOTS] * p[t.RUN] + item] = total, product
 
 
-def _gradient(
-    x: Values, dy: Values, high: Values, scale: Values, slope: Values, offset: Values
-) -> Sequence[Values]:
-    return (dy * scale + ((x - high) * slope + offset),)
+def gradient(*operands: Values) -> Sequence[Values]:
+    """``dx = scale dy + (slope (x - high) + offset)`` of some x and as many dy."""
+    *rows, high, scale, slope, offset = operands
+    pairs = zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True)
+    return [g * scale + ((x - high) * slope + offset) for x, g in pairs]
 
 
-# ``dx = scale dy + (slope (x - high) + offset)``, of tensors in the cache and of others.
-_input_near, _input_far = mapped(_gradient, at_once=4), mapped(_gradient, streams=2, at_once=2)
+_input_near, _input_far = mapped(gradient, at_once=4), mapped(gradient, streams=2, at_once=2)
 # ``dx = scale dy``.
 _scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 

@@ -7,8 +7,18 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
+from normalform.kernels.cpu.planes import products
 from normalform.kernels.cpu.rows import AGAIN, first_of_four, fours_of
-from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
+from normalform.kernels.cpu.vectors import (
+    Values,
+    add,
+    copy,
+    fill,
+    mapped,
+    narrow,
+    sum_runs,
+    summed,
+)
 
 # Between the sums for weight and those for bias, so that they are no multiple of 4 KiB apart: a
 # load would have to wait for a store to the other array.
@@ -17,8 +27,7 @@ _room = workspace(20)
 
 
 def _products(x: Values, dy: Values, weight: Values, high: Values) -> Sequence[Values]:
-    g = dy * weight
-    return g, g * (x - high)
+    return products(x, dy * weight, high)
 
 
 # ``sum weight dy`` and ``sum weight dy (x - high)``.
@@ -181,9 +190,6 @@ def backward(x: Any, args: int, part: int) -> None:
         _row(p, data[at:], dy[at:], dx[at:], values, weight, dweight, dbias, k)
 
 
-_add, _total = mapped(lambda sums: (sums,), adds=1), summed(lambda x: (x,), 1)
-
-
 @small_kernel
 def parameters(x: Any, args: int, part: int) -> None:
     """The gradients of weight and bias, from those of all parts."""
@@ -193,13 +199,11 @@ def parameters(x: Any, args: int, part: int) -> None:
     parts = (p[t.ITEMS] + p[t.ITEMS_A_PART] - 1) // p[t.ITEMS_A_PART]
     both = 2 * (values + APART)
     for i in range(1, parts):
-        _add((sums,), 0, both, (sums[both * i :],))
+        add((sums,), 0, both, (sums[both * i :],))
     for which, kind in ((t.DWEIGHT, p[t.WEIGHT_KIND]), (t.DBIAS, p[t.BIAS_KIND])):
         once = sums[values + APART :] if which == t.DBIAS else sums
         for again in range(channels * width, values, channels * width):
-            _add((once,), 0, channels * width, (once[again:],))
-        if width > 1:
-            for c in range(channels):
-                (once[c],) = _total(c * width, (c + 1) * width, (once,))
+            add((once,), 0, channels * width, (once[again:],))
+        sum_runs(once, channels, width)
         if a[which] != 0:
             narrow(a[which], 0, kind, once[:channels])

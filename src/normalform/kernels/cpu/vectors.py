@@ -22,6 +22,7 @@ from normalform.kernels.cpu.compiled import array, helper, inlined, intrinsic
 
 _LANES = 8
 _LINE = 64  # bytes that come into the cache together
+SOON = 1024  # values: as many before it is written to is memory asked for
 _DOUBLE, _FLOAT, _HALF, _INT, _WORD = (
     ir.DoubleType(),
     ir.FloatType(),
@@ -85,14 +86,15 @@ def mapped(
 
     def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         read = _reader(context, builder, signature.args[3], args[3])
-        to = _rows(context, builder, signature.args[0], args[0])
-        fetch = _fetcher(context, builder, signature.args[3], args, streams)
+        to = [*_rows(context, builder, signature.args[0], args[0]).values()]
+        sources = _rows(context, builder, signature.args[3], args[3])
 
         def emit(at: Any, lanes: int, place: int, again: Any) -> None:
             if streams and lanes > 1 and again is None:
-                fetch(at, place)
-                for dtype, data in to[: len(to) - adds]:
-                    _ask(builder, dtype, data, builder.add(at, args[5]), place, 1)
+                for i in range(streams):
+                    _ask(builder, *sources[i], builder.add(at, args[4]), place, 0)
+                for row in to[: len(to) - adds]:
+                    _ask(builder, *row, builder.add(at, args[5]), place, 1)
             for i, ((dtype, data), value) in enumerate(
                 zip(to, body(*read(at, lanes)), strict=True)
             ):
@@ -160,6 +162,8 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
 
 
 _fill, _copy = mapped(lambda value: (value,)), mapped(lambda source: (source,))
+# ``f((sums,), start, stop, (row,))``: ``sums += row``; ``f(start, stop, (row,))``: its sum.
+add, total = mapped(lambda row: (row,), adds=1), summed(lambda row: (row,), 1)
 
 
 @inlined
@@ -172,6 +176,14 @@ def fill(row: Any, value: float) -> None:
 def copy(row: Any, source: Any) -> None:
     """``row[:] = source``."""
     _copy((row,), 0, row.size, (source,))
+
+
+@helper
+def sum_runs(row: Any, runs: int, width: int) -> None:
+    """Of ``width`` neighbours each the sum, in the first places."""
+    if width > 1:
+        for i in range(runs):
+            (row[i],) = total(i * width, (i + 1) * width, (row,))
 
 
 @helper
@@ -251,45 +263,27 @@ def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[.
 
 def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
     """A function of a place and a number of lanes: the operands there."""
-    given = list(zip(kinds, cgutils.unpack_tuple(builder, operands), strict=True))
-    rows = {
-        i: _row(context, builder, kind, value)
-        for i, (kind, value) in enumerate(given)
-        if isinstance(kind, types.Array)
-    }
+    rows = _rows(context, builder, kinds, operands)
+    given = cgutils.unpack_tuple(builder, operands)
 
     def read(at: Any, lanes: int) -> list[Values]:
         found = [
             _read(builder, *rows[i], at, lanes) if i in rows else _splat(builder, value, lanes)
-            for i, (_, value) in enumerate(given)
+            for i, value in enumerate(given)
         ]
         return [Values(builder, value) for value in found]
 
     return read
 
 
-def _row(context: Any, builder: Any, kind: Any, row: Any) -> tuple[Any, Any]:
-    """What a row holds, and where it begins."""
-    return kind.dtype, context.make_array(kind)(context, builder, row).data
-
-
-def _rows(context: Any, builder: Any, kinds: Any, rows: Any) -> list[tuple[Any, Any]]:
-    given = zip(kinds, cgutils.unpack_tuple(builder, rows), strict=True)
-    return [_row(context, builder, kind, value) for kind, value in given]
-
-
-def _fetcher(
-    context: Any, builder: Any, kinds: Any, args: Any, streams: int
-) -> Callable[[Any, int], None]:
-    """A function of a place: ask for what the first operands hold some values later."""
-    given = zip([*kinds][:streams], cgutils.unpack_tuple(builder, args[3]), strict=False)
-    rows = [_row(context, builder, kind, value) for kind, value in given]
-
-    def fetch(at: Any, place: int) -> None:
-        for dtype, data in rows:
-            _ask(builder, dtype, data, builder.add(at, args[4]), place, 0)
-
-    return fetch
+def _rows(context: Any, builder: Any, kinds: Any, operands: Any) -> dict[int, tuple[Any, Any]]:
+    """What each row among the operands holds, and where it begins."""
+    given = zip(kinds, cgutils.unpack_tuple(builder, operands), strict=True)
+    return {
+        i: (kind.dtype, context.make_array(kind)(context, builder, value).data)
+        for i, (kind, value) in enumerate(given)
+        if isinstance(kind, types.Array)
+    }
 
 
 def _ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) -> None:
