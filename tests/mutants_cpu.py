@@ -12,6 +12,7 @@ from normalform.kernels.cpu import (
     columns,
     gradients,
     layout,
+    memory,
     planes,
     row_gradients,
     rows,
@@ -27,6 +28,14 @@ def compiled_hard(name, kind, dtype=torch.float32):
 
 def compiled_plain(name, dtype=torch.float32, training=True):
     return lambda: cpu.test_the_promise(name, dtype, training)
+
+
+def beyond_the_cache(name):
+    def accurate():
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            cpu.test_tensors_larger_than_the_cache(name, torch.float32, True, monkeypatch)
+
+    return accurate
 
 
 def compiled_threads(name):
@@ -267,8 +276,8 @@ MUTANTS = [
     Mutant(
         "rows: the wrong bias where weights repeat within a row",
         rows,
-        "weight[:n], bias[:n], k)",
-        "weight[:n], weight[:n], k)",
+        "weight[:n], bias[:n], k, ",
+        "weight[:n], weight[:n], k, ",
         compiled_plain("layer, last"),
     ),
     Mutant(
@@ -301,15 +310,15 @@ MUTANTS = [
     ),
     Mutant(
         "bfloat16 cut off",
-        vectors,
-        "builder.add(builder.add(bits, _constant(_INT, 0x7FFF, lanes)), odd)",
+        memory,
+        "builder.add(builder.add(bits, constant(INT, 0x7FFF, lanes)), odd)",
         "bits",
         compiled_plain("layer, many rows", torch.bfloat16),
     ),
     Mutant(
         "nan rounded as a number",
-        vectors,
-        "builder.select(number, nearest, _constant(_INT, 0x7FC0, lanes))",
+        memory,
+        "builder.select(number, nearest, constant(INT, 0x7FC0, lanes))",
         "nearest",
         cpu.test_nan_stays_nan_in_bfloat16,
     ),
@@ -333,6 +342,41 @@ MUTANTS = [
         'builder.icmp_signed("<", whole, stop)',
         'builder.icmp_signed("<", stop, whole)',
         compiled_plain("instance, tracked"),
+    ),
+    Mutant(
+        "vectors: what follows the last whole line left out",
+        vectors,
+        "_vectors(builder, last, stop, 1, emit)",
+        "_vectors(builder, stop, stop, 1, emit)",
+        beyond_the_cache("instance, pieces"),
+    ),
+    Mutant(
+        "vectors: the first whole line left out",
+        vectors,
+        "cgutils.for_range_slice(builder, first, last, WORD(line))",
+        "cgutils.for_range_slice(builder, builder.add(first, WORD(line)), last, WORD(line))",
+        beyond_the_cache("layer, long rows"),
+    ),
+    Mutant(
+        "planes: short ones that are still in the room forgotten",
+        planes,
+        "    if short:\n        _past((out[held:],), 0, stop - held,",
+        "    if short:\n        _past((out[held:],), 0, start - held,",
+        beyond_the_cache("group, many short planes"),
+    ),
+    Mutant(
+        "planes: gradients that are still in the room forgotten",
+        planes,
+        "    if short:\n        _past((dx[held:],), 0, stop - held,",
+        "    if short:\n        _past((dx[held:],), 0, start - held,",
+        beyond_the_cache("group, many short planes"),
+    ),
+    Mutant(
+        "planes: the room begun anew where it was",
+        planes,
+        "            _past((out[held:],), 0, start - held, (room,), 0)\n            held = start",
+        "            _past((out[held:],), 0, start - held, (room,), 0)",
+        beyond_the_cache("group, many short planes"),
     ),
     Mutant(
         "eps outside the root, of cells of several channels",

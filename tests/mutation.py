@@ -19,6 +19,7 @@ from normalform.kernels.cpu import (
     compiled,
     gradients,
     layout,
+    memory,
     planes,
     row_gradients,
     rows,
@@ -66,10 +67,14 @@ def _plant_file(module, code, old, monkeypatch):
     monkeypatch.setattr(compiled, "folders", list)
     changed = _made(module, code)
     vars(changed).update(_kernels_without(module, old))
-    if module is not vectors:
+    if module not in (memory, vectors):
         _put(changed, monkeypatch)
         return
     monkeypatch.setitem(sys.modules, module.__name__, changed)
+    if module is memory:
+        monkeypatch.setattr("normalform.kernels.cpu.memory", changed)
+        again = _made(vectors, compile(inspect.getsource(vectors), vectors.__file__, "exec"))
+        monkeypatch.setitem(sys.modules, vectors.__name__, again)
     for kernels in (planes, columns, rows, row_gradients, blend, gradients):
         code = compile(inspect.getsource(kernels), kernels.__file__, "exec")
         again = _made(kernels, code)

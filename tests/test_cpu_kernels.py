@@ -164,14 +164,17 @@ def test_an_element_next_to_the_mean_of_a_group():
 
 
 @pytest.mark.parametrize(
-    "name", ["batch, last", "layer, many rows", "layer, last", "group, short planes"]
+    ("name", "dtype", "training"),
+    [*itertools.product(CASES, DTYPES, [True]), *itertools.product(CASES, DTYPES[:1], [False])],
 )
-def test_tensors_larger_than_the_cache(name: str, monkeypatch: pytest.MonkeyPatch):
-    """They are taken row by row, others four rows at a time."""
+def test_tensors_larger_than_the_cache(
+    name: str, dtype: torch.dtype, training: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """They are written past it, and taken row by row, others four rows at a time."""
     monkeypatch.setattr("normalform.kernels.cpu.layout.STAYS", 0)
     monkeypatch.setattr(known, "_remembered", {})
-    layer, x, dy = prepared(name)
-    assert_layer_accurate(layer, x, dy)
+    layer, x, dy = prepared(name, dtype)
+    assert_layer_accurate(layer.train(training), x, dy)
 
 
 def test_what_the_cases_reach():

@@ -13,6 +13,9 @@ MARGIN = 3  # values before and after, which nobody may touch
 
 _scaled = mapped(lambda x, scale, shift: (x * scale + shift,))
 _added = mapped(lambda x, y: (x + y, x * y), adds=1)
+_streamed = mapped(lambda x, shift: (x + shift,), streams=1, at_once=4)
+_streamed_and_added = mapped(lambda x, y: (x, y, x * y), adds=1, streams=2)
+_read_ahead = mapped(lambda x, y: (x * y,), streams=1, past=False)
 _roots = mapped(lambda x: (x.inverse(), (x * x).inverse_root(), -x))
 
 
@@ -34,6 +37,26 @@ def added(
     y: NDArray[np.float64], z: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int
 ) -> None:
     _added((y, z), start, stop, (x, 3.0))
+
+
+@njit
+def streamed(
+    y: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int, ahead: int
+) -> None:
+    _streamed((y,), start, stop, (x, 0.25), ahead)
+
+
+@njit
+def streamed_and_added(
+    y: NDArray[np.float64], z: NDArray[np.float64], sums: NDArray[np.float64],
+    x: NDArray[np.float64], start: int, stop: int, ahead: int,
+) -> None:  # fmt: skip
+    _streamed_and_added((y, z, sums), start, stop, (x, 3.0), ahead)
+
+
+@njit
+def read_ahead(y: NDArray[np.float64], x: NDArray[np.float64], ahead: int) -> None:
+    _read_ahead((y,), 0, x.size, (x, 2.0), ahead)
 
 
 @njit
@@ -70,6 +93,45 @@ def test_every_value_is_written_once(size: int, dtype: type):
     assert np.array_equal(y, wanted)
     wanted[inside] = 9 + 3 * x[inside]
     assert np.array_equal(z, wanted)
+
+
+@pytest.mark.parametrize("ahead", [-1, 0, 77])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 5, 49, *range(127, 162), 1000])
+def test_every_value_is_written_past_the_cache_once(size: int, dtype: type, ahead: int):
+    """However a run lies in the lines of the cache, and two beside each other."""
+    line = 64 // np.dtype(dtype).itemsize
+    x = numbers(size + 4 * line, dtype)
+    room, other = (np.full(x.size + 64, 9, dtype) for _ in range(2))
+    for offset in range(0, line, 3):
+        inside = slice(offset, offset + size)
+        room[:], other[:] = 9, 9
+        wanted = room.copy()
+        streamed(room, x, offset, offset + size, ahead)
+        wanted[inside] = x[inside] + 0.25
+        assert np.array_equal(room, wanted)
+
+        for apart in (line, line + 1):  # in its lines as the other one, and not
+            y, z, sums = room, other[apart:], np.full(x.size, 0.5)
+            streamed_and_added(y, z, sums, x, offset, offset + size, ahead)
+            wanted[inside] = x[inside]
+            assert np.array_equal(y, wanted)
+            found, wanted_z = other.copy(), np.full_like(other, 9)
+            wanted_z[apart:][inside] = 3
+            assert np.array_equal(found, wanted_z)
+            wanted_sums = np.full(x.size, 0.5)
+            wanted_sums[inside] += 3 * x[inside]
+            assert np.array_equal(sums, wanted_sums)
+            other[:] = 9
+
+
+@pytest.mark.parametrize("ahead", [-1, 0, 2000])
+@pytest.mark.parametrize("size", [0, 5, 49, 500])
+def test_reading_ahead_changes_nothing(size: int, ahead: int):
+    x = numbers(size, np.float32)
+    y = np.empty_like(x)
+    read_ahead(y, x, ahead)
+    assert np.array_equal(y, 2 * x)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

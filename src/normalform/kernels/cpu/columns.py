@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, kernel, workspace
 from normalform.kernels.cpu.planes import distances, gradient, output, products
 from normalform.kernels.cpu.vectors import (
-    SOON,
     Values,
     add,
     copy,
@@ -57,13 +58,13 @@ def _steps(p: Any, rows: int, values: int) -> tuple[int, int, int, int]:
 
 
 @helper
-def _fours(p: Any, rows: int) -> int:
+def _fours(p: Any, rows: int, ahead: int) -> int:
     """Rows that are taken four at a time.
 
     None where one stream comes from beyond the cache: two thirds to half as fast as one after the
     other (25 MB). Where rows are cut into tiles it is the other way round.
     """
-    return rows - rows % 4 if p[t.STAYS] == 1 or p[t.TILES] > 1 else 0
+    return rows - rows % 4 if ahead < 0 or p[t.TILES] > 1 else 0
 
 
 @helper
@@ -113,16 +114,16 @@ def _four_moments(*rows: Values) -> Sequence[Values]:
 
 
 _moments_of_row = mapped(distances, adds=2, at_once=2)
-_moments_of_four = mapped(_four_moments, adds=2, at_once=2)
+_moments_of_four = mapped(_four_moments, adds=2, streams=4, at_once=2)
 
 
 @helper
 def _add_moments(p: Any, data: Any, s: Any, rows: int, step: int, n: int) -> None:
     """Add the values of each column, and their squares, as distances from its shift."""
-    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows)
+    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD])
     for row in range(0, fours, 4):
         x = data[row * step :]
-        _moments_of_four(sums, 0, n, (x, x[step:], x[2 * step :], x[3 * step :], s))
+        _moments_of_four(sums, 0, n, (x, x[step:], x[2 * step :], x[3 * step :], s), 4 * p[t.AHEAD])
     for row in range(fours, rows):
         _moments_of_row(sums, 0, n, (data[row * step :], s))
 
@@ -145,7 +146,7 @@ def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
     data, slots = array(x, x), t.numbers(a[t.SMALL], 0)
-    s = _room()
+    s = _room(np.float64)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -170,14 +171,14 @@ def moments(x: Any, args: int, part: int) -> None:
             slots[3 * p[t.SLOTS] + slot] = 0.0 if var < 0.0 else var
 
 
-_output, _outputs_of_four = mapped(output, streams=1, at_once=2), mapped(output, at_once=2)
+_output = mapped(output, streams=1, at_once=2)
+_outputs_of_four = mapped(output, streams=4, at_once=2)
 
 
 @helper
 def _apply(p: Any, data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``y = (x - high) * scale + shift``."""
-    at, fours = (s, s[STEP:], s[2 * STEP :]), _fours(p, rows)
-    ahead = step if p[t.TILES] > 1 else SOON
+    at, fours = (s, s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD])
     for row in range(0, fours, 4):
         x, y = data[row * step :], out[row * step :]
         _outputs_of_four(
@@ -185,9 +186,10 @@ def _apply(p: Any, data: Any, out: Any, s: Any, rows: int, step: int, n: int) ->
             0,
             n,
             (x, x[step:], x[2 * step :], x[3 * step :], *at),
+            4 * p[t.AHEAD],
         )
     for row in range(fours, rows):
-        _output((out[row * step :],), 0, n, (data[row * step :], *at), ahead, ahead)
+        _output((out[row * step :],), 0, n, (data[row * step :], *at), p[t.AHEAD])
 
 
 @kernel
@@ -195,7 +197,7 @@ def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
     a, p = t.tables(args)
     data, out = array(x, x), array(a[t.Y], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room(np.float64)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
@@ -216,17 +218,19 @@ def _four_sums(*operands: Values) -> Sequence[Values]:
 
 
 _sums_of_row = mapped(products, adds=2, at_once=2)
-_sums_of_four = mapped(_four_sums, adds=2, at_once=2)
+_sums_of_four = mapped(_four_sums, adds=2, streams=8, at_once=2)
 
 
 @helper
 def _add_sums(p: Any, data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
     """Add dy of each column, and ``dy (x - high)``."""
-    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows)
+    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD_BACK])
     for row in range(0, fours, 4):
         x, g = data[row * step :], dy[row * step :]
         four = x, x[step:], x[2 * step :], x[3 * step :]
-        _sums_of_four(sums, 0, n, (*four, g, g[step:], g[2 * step :], g[3 * step :], s))
+        _sums_of_four(
+            sums, 0, n, (*four, g, g[step:], g[2 * step :], g[3 * step :], s), 4 * p[t.AHEAD_BACK]
+        )
     for row in range(fours, rows):
         _sums_of_row(sums, 0, n, (data[row * step :], dy[row * step :], s))
 
@@ -237,7 +241,7 @@ def sums(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, dy = array(x, x), array(a[t.DY], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
-    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), _room()
+    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), _room(np.float64)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -257,14 +261,14 @@ def sums(x: Any, args: int, part: int) -> None:
             slots[p[t.SLOTS] * p[t.RUN] + slot] = s[2 * STEP + c]
 
 
-_input_of, _inputs_of_four = mapped(gradient, streams=2, at_once=2), mapped(gradient, at_once=2)
+_input_of = mapped(gradient, streams=2, at_once=2)
+_inputs_of_four = mapped(gradient, streams=8, at_once=2)
 
 
 @helper
 def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``dx = scale dy + (slope (x - high) + offset)``."""
-    at, fours = (s, s[STEP:], s[2 * STEP :], s[3 * STEP :]), _fours(p, rows)
-    ahead = step if p[t.TILES] > 1 else SOON
+    at, fours = (s, s[STEP:], s[2 * STEP :], s[3 * STEP :]), _fours(p, rows, p[t.AHEAD_BACK])
     for row in range(0, fours, 4):
         x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
         four = x, x[step:], x[2 * step :], x[3 * step :]
@@ -273,10 +277,11 @@ def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n:
             0,
             n,
             (*four, g, g[step:], g[2 * step :], g[3 * step :], *at),
+            4 * p[t.AHEAD_BACK],
         )
     for row in range(fours, rows):
         x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
-        _input_of((d,), 0, n, (x, g, *at), ahead, ahead)
+        _input_of((d,), 0, n, (x, g, *at), p[t.AHEAD_BACK])
 
 
 @kernel
@@ -286,7 +291,7 @@ def grad_input(x: Any, args: int, part: int) -> None:
     data, dy = array(x, x), array(a[t.DY], x)
     dx, channels = array(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
-    s = _room()
+    s = _room(np.float64)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
@@ -306,9 +311,9 @@ _scaled = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
 
 @helper
-def _scale(dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
+def _scale(p: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
-        _scaled((dx[row * step :],), 0, n, (dy[row * step :], s), SOON, SOON)
+        _scaled((dx[row * step :],), 0, n, (dy[row * step :], s), p[t.AHEAD_BACK])
 
 
 @kernel
@@ -316,7 +321,7 @@ def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
     dy, dx = array(a[t.DY], x), array(a[t.DX], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room(np.float64)
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
@@ -324,5 +329,5 @@ def scale(x: Any, args: int, part: int) -> None:
         _expand(spread[factor:], values, p, s)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _scale(dy[start:], dx[start:], s, steps, step, n)
-        _scale(dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
+        _scale(p, dy[start:], dx[start:], s, steps, step, n)
+        _scale(p, dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)

@@ -200,23 +200,24 @@ def array(typing: Any, address: Any, like: Any) -> Any:
 
 
 def workspace(size: int) -> Any:
-    """``f()``: room for so many float64 numbers while a kernel runs."""
+    """``f(like)``: room for so many numbers while a kernel runs, as :func:`array` has them."""
 
     @intrinsic
-    def room(typing: Any) -> Any:
-        kind = types.Array(types.float64, 1, "C")
+    def room(typing: Any, like: Any) -> Any:
+        kind = types.Array(like.dtype, 1, "C")
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            numbers = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
+            element, word = context.get_data_type(kind.dtype), ir.IntType(64)
+            numbers = cgutils.alloca_once(builder, ir.ArrayType(element, size))
             numbers.align = 64
-            word, made = ir.IntType(64), context.make_array(kind)(context, builder)
+            made, bytes_ = context.make_array(kind)(context, builder), kind.dtype.bitwidth // 8
             populate_array(
                 made, data=builder.bitcast(numbers, made.data.type), shape=[word(size)],
-                strides=[word(8)], itemsize=word(8), meminfo=None,
+                strides=[word(bytes_)], itemsize=word(bytes_), meminfo=None,
             )  # fmt: skip
             return made._getvalue()
 
-        return kind(), generate
+        return kind(like), generate
 
     return room
 
@@ -246,3 +247,14 @@ def call(typing: Any, function: Any, x: Any, args: Any, part: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def fence(typing: Any) -> Any:
+    """Nothing that comes later is seen by other threads before what was written past the cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate

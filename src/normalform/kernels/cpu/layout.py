@@ -17,7 +17,7 @@ from normalform.kernels.cpu import blend, columns, gradients, planes, row_gradie
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
-from normalform.kernels.cpu.vectors import SOON
+from normalform.kernels.cpu.planes import SHORT
 from normalform.kernels.request import Request
 
 # Values in a piece: sums are of float64, so this limits what an outlying first value can do to
@@ -36,10 +36,12 @@ PART = 8192
 PARALLEL = 32768
 # The fewest rows in a part, where there are few.
 ROWS_A_PART = 8
-# Bytes of a tensor up to which most of what is written is still in the last cache at the end.
-STAYS = 8 << 20
-# Bytes that a core keeps in a cache of its own, about; and values in a short plane.
-CORE, SHORT = 1 << 20, 128
+# Values: so much later is memory asked for where nothing better is known.
+SOON = 1024
+# Bytes of a pass's tensors up to which what is written is still in the last cache at the end.
+STAYS = 16 << 20
+# Bytes that a core keeps in a cache of its own, about.
+CORE = 1 << 20
 # In place of the number of parts: the one part that is everything, see blend.pool.
 SHARED = -1
 
@@ -63,7 +65,7 @@ class Layout:
             (t.RUNNING_KIND, request.running),
         ):
             p[at] = 0 if dtype is None else KINDS[dtype]
-        p[t.STAYS] = self.values * request.dtype.itemsize <= STAYS
+        p[t.STAYS] = self.stay(2)
         (p[t.EPS],) = struct.unpack("q", struct.pack("d", request.plan.eps))
         p[t.BRANCHES], p[t.DOUBLE] = len(request.plan.branches), request.dtype == torch.float64
         if kind == "rows":
@@ -175,6 +177,10 @@ class Layout:
     def _longest(self) -> int:
         return PIECE if self.request.dtype != torch.float64 else PIECE_DOUBLE
 
+    def stay(self, tensors: int) -> bool:
+        """Whether the cache holds so many tensors."""
+        return tensors * self.values * self.request.dtype.itemsize < STAYS
+
     def roles(self) -> list[int]:
         """What each branch is."""
         return [
@@ -227,22 +233,27 @@ class Programs:
         self.layout, self.parts, self.tiled = layout, parts, tiled
         self.table = layout.table.copy()
         self.table[t.ITEMS_A_PART], self.table[t.PLANES_A_PART] = items_a_part, planes_a_part
-        self.table[t.AHEAD] = self._ahead(items_a_part)
+        self.table[t.AHEAD] = self._ahead(items_a_part, 2)
+        self.table[t.AHEAD_BACK] = self._ahead(items_a_part, 4)
         self.address = self.table.ctypes.data
         self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
 
-    def _ahead(self, items_a_part: int) -> int:
-        """How many values later the memory is asked for that a pass over planes will come to.
+    def _ahead(self, items_a_part: int, tensors: int) -> int:
+        """How many values later the memory is asked for that a pass over the tensors will come to.
 
         The second pass over a part finds it in the cache, and asks for the next one where planes
-        are short: what is done for each leaves the memory idle. Other streams the processor sees.
-        Nothing is asked for where it is -1: the cache holds the tensor.
+        are short: what is done for each leaves the memory idle. Of rows in tiles the next tile
+        below is another stream; other streams the processor sees. -1 where the cache holds them.
         """
         layout, p = self.layout, self.table
-        beyond = layout.values * layout.request.dtype.itemsize > CORE and p[t.EXTENT] <= SHORT
-        if self.tiled and beyond:
+        stays, size = layout.stay(tensors), layout.request.dtype.itemsize
+        if layout.kind == "rows":
+            return -1 if stays or p[t.TILE] < SHORT else 0
+        if layout.kind == "columns":
+            return -1 if stays else int(p[t.CHANNELS] * p[t.WIDTH]) if p[t.TILES] > 1 else SOON
+        if self.tiled and p[t.EXTENT] < SHORT and layout.values * size > CORE:
             return int(layout.values // p[t.ITEMS] * items_a_part)
-        return -1 if p[t.STAYS] == 1 else 0 if self.tiled else SOON
+        return -1 if stays else 0 if self.tiled else SOON
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
@@ -271,7 +282,8 @@ class Programs:
         own = [] if layout.given else [passes.moments]
         pools = [blend.pool] if t.OWN in roles else []
         shared = [(SHARED, [blend.pool])] if t.SHARED in roles else []
-        last = [blend.mix_several if layout.blends else blend.mix, passes.apply]
+        apply = planes.apply_short if self._short(2) else passes.apply
+        last = [blend.mix_several if layout.blends else blend.mix, apply]
         if not self.tiled:
             phases = [(self.parts, own), (1, pools), *shared, *track]
             return [*before, *phases, (1, last[:1]), (self.parts, last[1:])]
@@ -292,13 +304,20 @@ class Programs:
         shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
         last = [gradients.terms_several if layout.blends else gradients.terms]
         if dx:
-            last.append(passes.scale if layout.given else passes.grad_input)
+            short = planes.grad_input_short if self._short(4) else passes.grad_input
+            last.append(passes.scale if layout.given else short)
         if not self.tiled:
             phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), (1, params)]
             return [*phases, (self.parts, last[1:])]
         if not shared:
             return [(self.parts, [*sums, *own, *last]), (1, params)]
         return [(self.parts, [*sums, *own]), *shared, (self.parts, last), (1, params)]
+
+    def _short(self, tensors: int) -> bool:
+        """Whether planes beyond the cache are too short to be written one by one."""
+        layout = self.layout
+        short = layout.kind == "planes" and layout.table[t.EXTENT] < SHORT
+        return bool(short and not layout.stay(tensors))
 
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes

@@ -9,8 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, helper, inlined, kernel
-from normalform.kernels.cpu.vectors import SOON, Values, is_double, load, mapped, summed
+from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, workspace
+from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
+
+# Values below which a plane is too short to be written past the cache by itself, and how many
+# values are then computed before they are.
+SHORT, ROOM = 128, 2048
+_room = workspace(ROOM)
 
 
 @helper
@@ -91,28 +96,49 @@ def output(*operands: Values) -> Sequence[Values]:
     return [(x - high) * scale + shift for x in rows]
 
 
-# Of tensors in the cache, and of others.
-_apply_near, _apply_far = mapped(output, at_once=4), mapped(output, streams=1, at_once=2)
+_apply = mapped(output, streams=1, at_once=4)
+_apply_here, _past = (
+    mapped(output, streams=1, at_once=4, past=False),
+    mapped(lambda y: (y,), streams=0),
+)
 
 
-@kernel
-def apply(x: Any, args: int, part: int) -> None:
-    """The output, from each plane's coefficients."""
+@inlined
+def _apply_all(x: Any, args: int, part: int, short: bool) -> None:
     a, p = t.tables(args)
-    data, out = array(x, x), array(a[t.Y], x)
+    data, out, room = array(x, x), array(a[t.Y], x), _room(x)
     spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
+    held = stop = _run(p, unit, c, piece)[0]
     for _ in range(first, last):
         start, stop = _run(p, unit, c, piece)
         at = t.SPREAD * t.spread_at(p, unit) + c
         unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
-        if p[t.AHEAD] < 0:
-            _apply_near((out,), start, stop, (data, high, scale, shift))
-        else:
-            _apply_far((out,), start, stop, (data, high, scale, shift), p[t.AHEAD], SOON)
+        if not short:
+            _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD])
+            continue
+        if stop - held > ROOM:
+            _past((out[held:],), 0, start - held, (room,), 0)
+            held = start
+        operands = data[held:], high, scale, shift
+        _apply_here((room,), start - held, stop - held, operands, p[t.AHEAD])
+    if short:
+        _past((out[held:],), 0, stop - held, (room,), 0)
+
+
+@kernel
+def apply(x: Any, args: int, part: int) -> None:
+    """The output, from each plane's coefficients."""
+    _apply_all(x, args, part, False)
+
+
+@kernel
+def apply_short(x: Any, args: int, part: int) -> None:
+    """The same of planes that are too short to be written past the cache one by one."""
+    _apply_all(x, args, part, True)
 
 
 def products(x: Values, dy: Values, high: Values) -> Sequence[Values]:
@@ -147,31 +173,50 @@ def gradient(*operands: Values) -> Sequence[Values]:
     return [g * scale + ((x - high) * slope + offset) for x, g in pairs]
 
 
-_input_near, _input_far = mapped(gradient, at_once=4), mapped(gradient, streams=2, at_once=2)
+_input = mapped(gradient, streams=2, at_once=4)
+_input_here = mapped(gradient, streams=2, at_once=4, past=False)
 # ``dx = scale dy``.
 _scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
 
-@kernel
-def grad_input(x: Any, args: int, part: int) -> None:
-    """The gradient of the input, with the statistics' part."""
+@inlined
+def _input_all(x: Any, args: int, part: int, short: bool) -> None:
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
+    data, dy, room = array(x, x), array(a[t.DY], x), _room(x)
     dx, channels = array(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
+    held = stop = _run(p, unit, c, piece)[0]
     for _ in range(first, last):
         start, stop = _run(p, unit, c, piece)
         at, to = t.SPREAD * t.spread_at(p, unit) + c, t.TERMS * t.spread_at(p, unit) + c
         unit, c, piece = _after(p, unit, c, piece)
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        operands = data, dy, high, scale, slope, offset
-        if p[t.AHEAD] < 0:
-            _input_near((dx,), start, stop, operands)
-        else:
-            _input_far((dx,), start, stop, operands, p[t.AHEAD], SOON)
+        if not short:
+            operands = data, dy, high, scale, slope, offset
+            _input((dx,), start, stop, operands, p[t.AHEAD_BACK])
+            continue
+        if stop - held > ROOM:
+            _past((dx[held:],), 0, start - held, (room,), 0)
+            held = start
+        operands = data[held:], dy[held:], high, scale, slope, offset
+        _input_here((room,), start - held, stop - held, operands, p[t.AHEAD_BACK])
+    if short:
+        _past((dx[held:],), 0, stop - held, (room,), 0)
+
+
+@kernel
+def grad_input(x: Any, args: int, part: int) -> None:
+    """The gradient of the input, with the statistics' part."""
+    _input_all(x, args, part, False)
+
+
+@kernel
+def grad_input_short(x: Any, args: int, part: int) -> None:
+    """The same of planes that are too short to be written past the cache one by one."""
+    _input_all(x, args, part, True)
 
 
 @kernel
@@ -186,4 +231,4 @@ def scale(x: Any, args: int, part: int) -> None:
         start, stop = _run(p, unit, c, piece)
         factor = spread[t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c]
         unit, c, piece = _after(p, unit, c, piece)
-        _scale((dx,), start, stop, (dy, factor), SOON, SOON)
+        _scale((dx,), start, stop, (dy, factor), p[t.AHEAD_BACK])

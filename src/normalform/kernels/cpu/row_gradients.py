@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
@@ -69,13 +71,15 @@ def _gradients(
     return g * weight + (u * slope + offset), g * (u - low), dy
 
 
-_row_gradients = mapped(_gradients, adds=2)
+_row_gradients = mapped(_gradients, adds=2, streams=0)
 
 
 @inlined
-def _one(data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any) -> None:
+def _one(
+    data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any, ahead: int
+) -> None:
     operands = data, dy, weight, k[0], k[1], k[2], k[3], k[4]
-    _row_gradients((dx, dweight, dbias), 0, weight.size, operands)
+    _row_gradients((dx, dweight, dbias), 0, weight.size, operands, ahead)
 
 
 def _four_gradients(
@@ -87,13 +91,14 @@ def _four_gradients(
     return *dx, *(((a + b) + (c + d)) for a, b, c, d in (dweight, dbias))
 
 
-_rows_gradients = mapped(_four_gradients, adds=2)
+_rows_gradients = mapped(_four_gradients, adds=2, streams=0)
 
 
 @inlined
 def _four(
-    data: Any, dy: Any, dx: Any, step: int, weight: Any, dweight: Any, dbias: Any, k: Any
-) -> None:
+    data: Any, dy: Any, dx: Any, step: int,
+    weight: Any, dweight: Any, dbias: Any, k: Any, ahead: int,
+) -> None:  # fmt: skip
     """The same of four rows, ``step`` values apart: weight and its sums are read once for all."""
     _rows_gradients(
         (dx, dx[step:], dx[2 * step :], dx[3 * step :], dweight, dbias),
@@ -105,6 +110,7 @@ def _four(
             k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9],
             k[10], k[11], k[12], k[13], k[14], k[15], k[16], k[17], k[18], k[19],
         ),
+        ahead,
     )  # fmt: skip
 
 
@@ -147,12 +153,12 @@ def _row(
         for again in range(5, 20, 5):
             copy(k[again : again + 5], k)
         while i + 4 * n <= values:
-            _four(data[i:], dy[i:], dx[i:], n, weight, dweight, dbias, k)
+            _four(data[i:], dy[i:], dx[i:], n, weight, dweight, dbias, k, p[t.AHEAD_BACK])
             i += 4 * n
     while i < values:
         n = min(n, values - i)
         row, g, out = data[i : i + n], dy[i : i + n], dx[i : i + n]
-        _one(row, g, out, weight[:n], dweight[:n], dbias[:n], k)
+        _one(row, g, out, weight[:n], dweight[:n], dbias[:n], k, p[t.AHEAD_BACK])
         i += n
 
 
@@ -163,7 +169,7 @@ def backward(x: Any, args: int, part: int) -> None:
     data, dy = array(x, x), array(a[t.DY], x)
     dx, kept, values = array(a[t.DX], x), t.numbers(a[t.SMALL], 0), p[t.TILE]
     weights, tiles, length = t.numbers(a[t.SCRATCH], 0), p[t.TILES], p[t.LENGTH]
-    both, k = tiles * length + APART, _room()
+    both, k = tiles * length + APART, _room(np.float64)
     dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * both * part)
     dbiases = dweights[both:]
     fill(dweights[: 2 * both], 0.0)
@@ -179,7 +185,8 @@ def backward(x: Any, args: int, part: int) -> None:
         _four_sums(data[at:], dy[at:], step, weight, k)
         for j in range(4):
             _terms(p, k[5 * j :])
-        _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbiases[w : w + length], k)
+        dbias, ahead = dbiases[w : w + length], p[t.AHEAD_BACK]
+        _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbias, k, ahead)
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
         weight, dweight = weights[w : w + length], dweights[w : w + length]

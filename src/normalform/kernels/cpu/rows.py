@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     array,
@@ -126,12 +128,12 @@ def _output(
     return ((x - high) * rstd - low) * weight + bias
 
 
-_write_values = mapped(lambda *operands: (_output(*operands),))
+_write_values = mapped(lambda *operands: (_output(*operands),), streams=0)
 
 
 @inlined
-def _write_one(row: Any, y: Any, weight: Any, bias: Any, k: Any) -> None:
-    _write_values((y,), 0, weight.size, (row, weight, bias, k[0], k[1] * k[2], k[2]))
+def _write_one(row: Any, y: Any, weight: Any, bias: Any, k: Any, ahead: int) -> None:
+    _write_values((y,), 0, weight.size, (row, weight, bias, k[0], k[1] * k[2], k[2]), ahead)
 
 
 def _outputs(
@@ -141,11 +143,11 @@ def _outputs(
     return [_output(x, weight, bias, *of_row) for x, *of_row in rows]
 
 
-_write_rows = mapped(_outputs)
+_write_rows = mapped(_outputs, streams=0)
 
 
 @inlined
-def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) -> None:
+def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any, ahead: int) -> None:
     """Four rows, ``step`` values apart: weight and bias are read once for all."""
     _write_rows(
         (out, out[step:], out[2 * step :], out[3 * step :]),
@@ -156,6 +158,7 @@ def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any) 
             k[0], k[1] * k[2], k[2], k[3], k[4] * k[5], k[5],
             k[6], k[7] * k[8], k[8], k[9], k[10] * k[11], k[11],
         ),
+        ahead,
     )  # fmt: skip
 
 
@@ -196,11 +199,11 @@ def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any,
         for again in range(3, 12, 3):
             copy(k[again : again + 3], k)
         while i + 4 * n <= values:
-            _write_four(data[i:], out[i:], n, weight, bias, k)
+            _write_four(data[i:], out[i:], n, weight, bias, k, p[t.AHEAD])
             i += 4 * n
     while i < values:
         n = min(n, values - i)
-        _write_one(data[i : i + n], out[i : i + n], weight[:n], bias[:n], k)
+        _write_one(data[i : i + n], out[i : i + n], weight[:n], bias[:n], k, p[t.AHEAD])
         i += n
 
 
@@ -211,7 +214,7 @@ def forward(x: Any, args: int, part: int) -> None:
     data, out = array(x, x), array(a[t.Y], x)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
-    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room()
+    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room(np.float64)
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start)
     for i in range(fours):
@@ -226,7 +229,7 @@ def forward(x: Any, args: int, part: int) -> None:
         for j in range(4):
             _coefficients(k[3 * j :], eps, kept[3 * (r + j * tiles) :])
         weight, bias = weights[w : w + length], biases[w : w + length]
-        _write_four(data[at:], out[at:], step, weight, bias, k)
+        _write_four(data[at:], out[at:], step, weight, bias, k, p[t.AHEAD])
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
         _row_moments(data[at : at + values], p[t.CENTER], k)

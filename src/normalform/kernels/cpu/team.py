@@ -29,7 +29,7 @@ import torch
 from numba import types
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, call, compile_function, helper
+from normalform.kernels.cpu.compiled import array, call, compile_function, fence, helper
 
 # A program: number of phases; for each, first part, number of parts, number of kernels, addresses
 # of kernels.
@@ -96,6 +96,7 @@ def _share(args: int, phase: int, thread: int, threads: int) -> None:
     for part in range(thread * parts // threads, (thread + 1) * parts // threads):
         for k in range(phases[at + 2]):
             call(phases[at + 3 + k], a[t.X], args, first + part)
+    fence()
 
 
 def _all(args: int) -> None:

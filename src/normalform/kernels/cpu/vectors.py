@@ -18,17 +18,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from normalform.kernels.cpu import memory
 from normalform.kernels.cpu.compiled import array, helper, inlined, intrinsic
+from normalform.kernels.cpu.memory import DOUBLE, INT, LANES, LINE, WORD, constant, splat
 
-_LANES = 8
-_LINE = 64  # bytes that come into the cache together
-SOON = 1024  # values: as many before it is written to is memory asked for
-_DOUBLE, _FLOAT, _HALF, _INT, _WORD = (
-    ir.DoubleType(),
-    ir.FloatType(),
-    *map(ir.IntType, (16, 32, 64)),
-)
-
+_FEWEST = 128  # values that are worth writing past the cache
+_SOON = 1024  # values: as many before it is written to is memory asked for otherwise
 _FUSED = ("contract",)  # no other order of sums: (x - high) - low must be just that
 
 
@@ -52,7 +47,7 @@ class Values:
 
     def inverse(self) -> Values:
         """``1 / value``, and 0 where that is not positive."""
-        one, zero = (_splat(self.builder, _DOUBLE(each), self._lanes) for each in (1.0, 0.0))
+        one, zero = (splat(self.builder, DOUBLE(each), self._lanes) for each in (1.0, 0.0))
         some = self.builder.fcmp_ordered(">", self.value, zero)
         quotient = self.builder.fdiv(one, self.value)
         return Values(self.builder, self.builder.select(some, quotient, zero))
@@ -63,7 +58,7 @@ class Values:
         root = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{name}"
         )
-        one = _splat(self.builder, _DOUBLE(1.0), self._lanes)
+        one = splat(self.builder, DOUBLE(1.0), self._lanes)
         return Values(self.builder, self.builder.fdiv(one, self.builder.call(root, [self.value])))
 
     @property
@@ -72,58 +67,73 @@ class Values:
 
 
 def mapped(
-    body: Callable[..., Sequence[Values]], adds: int = 0, streams: int = 0, at_once: int = 1
+    body: Callable[..., Sequence[Values]],
+    adds: int = 0,
+    streams: int | None = None,
+    at_once: int = 1,
+    past: bool = True,
 ) -> Any:
     """``f(rows, start, stop, operands)``: write what ``body(*operands)`` gives, rounded, to rows.
 
     Added to the last ``adds`` of them, which may not be rounded. The others must not be operands:
     some values are computed twice.
 
-    The first ``streams`` operands may lie beyond the cache: ``f(rows, start, stop, operands, ahead,
-    soon)`` asks for what they hold ``ahead`` values later, and for where the rows are written to
-    ``soon``.
+    With ``streams`` it is ``f(rows, start, stop, operands, ahead)``, for tensors that may lie
+    beyond the cache. Unless ``ahead`` is negative, what the first ``streams`` operands hold
+    ``ahead`` values later is asked for, and if ``past``, rows that are not added to go past the
+    cache where its lines can be written whole.
     """
 
     def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        read = _reader(context, builder, signature.args[3], args[3])
+        operands = _reader(context, builder, signature.args[3], args[3])
         to = [*_rows(context, builder, signature.args[0], args[0]).values()]
-        sources = _rows(context, builder, signature.args[3], args[3])
+        sources = [*_rows(context, builder, signature.args[3], args[3]).values()][: streams or 0]
+        added = len(to) - adds
 
-        def emit(at: Any, lanes: int, place: int, again: Any) -> None:
-            if streams and lanes > 1 and again is None:
-                for i in range(streams):
-                    _ask(builder, *sources[i], builder.add(at, args[4]), place, 0)
-                for row in to[: len(to) - adds]:
-                    _ask(builder, *row, builder.add(at, args[5]), place, 1)
-            for i, ((dtype, data), value) in enumerate(
-                zip(to, body(*read(at, lanes)), strict=True)
-            ):
+        def emit(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
+            for i, (row, value) in enumerate(zip(to, body(*operands(at, lanes)), strict=True)):
                 after = value.value
-                if i >= len(to) - adds:
-                    before = _read(builder, dtype, data, at, lanes)
+                if i >= added:
+                    before = memory.read(builder, *row, at, lanes)
                     after = builder.fadd(before, after, flags=_FUSED)
                     after = after if again is None else builder.select(again, before, after)
-                _write(builder, dtype, data, at, lanes, after)
+                memory.write(builder, *row, at, lanes, after, line and i < added)
 
-        _vectors(builder, args[1], args[2], at_once, emit)
+        def asking(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
+            if lanes > 1 and again is None:
+                for row in sources:
+                    memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
+                for row in to[: added if past and not line else 0]:
+                    memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
+            emit(at, lanes, place, again, line)
+
+        if streams is None:
+            _vectors(builder, args[1], args[2], at_once, emit)
+            return context.get_dummy_value()
+        stays = builder.icmp_signed("<", args[4], WORD(0))
+        with builder.if_else(stays) as (near, far):
+            with near:
+                _vectors(builder, args[1], args[2], at_once, emit)
+            with far:
+                if added and past:
+                    _lines(builder, args[1], args[2], at_once, to[:added], asking)
+                else:
+                    _vectors(builder, args[1], args[2], at_once, asking)
         return context.get_dummy_value()
 
-    if not streams:
+    if streams is None:
 
         @intrinsic
-        def near(typing: Any, rows: Any, start: Any, stop: Any, operands: Any) -> Any:
+        def plain(typing: Any, rows: Any, start: Any, stop: Any, operands: Any) -> Any:
             return types.void(rows, types.int64, types.int64, operands), over
 
-        return near
+        return plain
 
     @intrinsic
-    def far(
-        typing: Any, rows: Any, start: Any, stop: Any, operands: Any, ahead: Any, soon: Any
-    ) -> Any:
-        word = types.int64
-        return types.void(rows, word, word, operands, word, word), over
+    def streaming(typing: Any, rows: Any, start: Any, stop: Any, operands: Any, ahead: Any) -> Any:
+        return types.void(rows, types.int64, types.int64, operands, types.int64), over
 
-    return far
+    return streaming
 
 
 def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) -> Any:
@@ -137,15 +147,15 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
         result = types.UniTuple(types.float64, count)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            read = _reader(context, builder, operands, args[2])
-            zeros, zero = _constant(_DOUBLE, 0.0, _LANES), _constant(_DOUBLE, 0.0, 1)
+            values = _reader(context, builder, operands, args[2])
+            zeros, zero = constant(DOUBLE, 0.0, LANES), constant(DOUBLE, 0.0, 1)
             totals = [
                 [cgutils.alloca_once_value(builder, each) for each in [zeros] * at_once + [zero]]
                 for _ in range(count)
             ]
 
             def emit(at: Any, lanes: int, place: int, again: Any) -> None:
-                for total, found in zip(totals, body(*read(at, lanes)), strict=True):
+                for total, found in zip(totals, body(*values(at, lanes)), strict=True):
                     sum_, value = total[place if lanes > 1 else -1], found.value
                     if again is not None:
                         value = builder.select(again, zeros, value)
@@ -214,7 +224,7 @@ def load(typing: Any, row: Any, i: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(row)(context, builder, args[0]).data
-        return _read(builder, row.dtype, data, args[1], 1)
+        return memory.read(builder, row.dtype, data, args[1], 1)
 
     return types.float64(row, types.int64), generate
 
@@ -237,28 +247,64 @@ def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[.
     size = builder.sub(stop, start)
 
     def up_to(step: int) -> Any:
-        return builder.add(start, builder.and_(size, _WORD(-step)))
+        return builder.add(start, builder.and_(size, WORD(-step)))
 
     def loop(first: Any, last: Any, step: int, lanes: int) -> None:
-        with cgutils.for_range_slice(builder, first, last, _WORD(step)) as (at, _):
+        with cgutils.for_range_slice(builder, first, last, WORD(step)) as (at, _):
             for i in range(step // lanes):
-                emit(builder.add(at, _WORD(i * lanes)), lanes, i, None)
+                emit(builder.add(at, WORD(i * lanes)), lanes, i, None)
 
-    with builder.if_else(builder.icmp_signed("<", size, _WORD(_LANES))) as (short, long):
-        with short, cgutils.for_range_slice(builder, start, stop, _WORD(1)) as (at, _):
+    with builder.if_else(builder.icmp_signed("<", size, WORD(LANES))) as (short, long):
+        with short, cgutils.for_range_slice(builder, start, stop, WORD(1)) as (at, _):
             emit(at, 1, 0, None)
             # Nothing, but the compiler does not try to make vectors of what it cannot see into.
             builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
         with long:
-            blocks, whole = up_to(at_once * _LANES), up_to(_LANES)
-            loop(start, blocks, at_once * _LANES, _LANES)
+            blocks, whole = up_to(at_once * LANES), up_to(LANES)
+            loop(start, blocks, at_once * LANES, LANES)
             if at_once > 1:
-                loop(blocks, whole, _LANES, _LANES)
+                loop(blocks, whole, LANES, LANES)
             with builder.if_then(builder.icmp_signed("<", whole, stop)):
-                at = builder.sub(stop, _WORD(_LANES))
-                lanes = ir.Constant(ir.VectorType(_WORD, _LANES), [*range(_LANES)])
-                fresh = _splat(builder, builder.sub(whole, at), _LANES)
-                emit(at, _LANES, 0, builder.icmp_signed("<", lanes, fresh))
+                at = builder.sub(stop, WORD(LANES))
+                lanes = ir.Constant(ir.VectorType(WORD, LANES), [*range(LANES)])
+                fresh = splat(builder, builder.sub(whole, at), LANES)
+                emit(at, LANES, 0, builder.icmp_signed("<", lanes, fresh))
+
+
+def _lines(
+    builder: Any, start: Any, stop: Any, at_once: int, to: Sequence[tuple[Any, Any]],
+    emit: Callable[..., None],
+) -> None:  # fmt: skip
+    """As :func:`_vectors`, with the ``line`` of ``emit`` set for whole lines of the cache.
+
+    What comes before and after them is no value, or enough for a vector. All comes before where
+    the run is short, or where rows do not lie alike in their lines.
+    """
+    size = to[0][0].bitwidth // 8
+    line = LINE // size
+
+    def within(at: Any) -> list[Any]:
+        places = (builder.ptrtoint(builder.gep(data, [at]), WORD) for _, data in to)
+        return [builder.and_(place, WORD(LINE - 1)) for place in places]
+
+    def enough(left: Any) -> Any:
+        values = builder.udiv(left, WORD(size))
+        few = builder.icmp_unsigned("<", builder.sub(values, WORD(1)), WORD(LANES - 1))
+        return builder.select(few, builder.add(values, WORD(line)), values)
+
+    (head, *others), (tail, *_) = within(start), within(stop)
+    whole = builder.icmp_signed(">=", builder.sub(stop, start), WORD(_FEWEST))
+    for other in others:
+        whole = builder.and_(whole, builder.icmp_unsigned("==", head, other))
+    before = enough(builder.and_(builder.neg(head), WORD(LINE - 1)))
+    first = builder.select(whole, builder.add(start, before), stop)
+    _vectors(builder, start, first, at_once, emit)
+    with builder.if_then(whole):
+        last = builder.sub(stop, enough(tail))
+        with cgutils.for_range_slice(builder, first, last, WORD(line)) as (at, _):
+            for i in range(line // LANES):
+                emit(builder.add(at, WORD(i * LANES)), LANES, i, None, line=True)
+        _vectors(builder, last, stop, 1, emit)
 
 
 def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
@@ -268,7 +314,7 @@ def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[.
 
     def read(at: Any, lanes: int) -> list[Values]:
         found = [
-            _read(builder, *rows[i], at, lanes) if i in rows else _splat(builder, value, lanes)
+            memory.read(builder, *rows[i], at, lanes) if i in rows else splat(builder, value, lanes)
             for i, value in enumerate(given)
         ]
         return [Values(builder, value) for value in found]
@@ -286,71 +332,6 @@ def _rows(context: Any, builder: Any, kinds: Any, operands: Any) -> dict[int, tu
     }
 
 
-def _ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) -> None:
-    """Ask for a line of the cache, once of the vectors that lie in it."""
-    size = dtype.bitwidth // 8
-    if place * _LANES * size % _LINE == 0:
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        where = builder.bitcast(builder.gep(data, [at]), byte)
-        builder.call(ask, [where, _INT(write), _INT(3), _INT(1)])
-
-
-def _read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:
-    """Some values of a row in float64; of bfloat16 from its bits."""
-    place, size = _place(builder, dtype, data, at, lanes)
-    value = builder.load(place, align=size)
-    if dtype == types.float64:
-        return value
-    if dtype == types.uint16:
-        bits = builder.zext(value, _several(_INT, lanes))
-        bits = builder.shl(bits, _constant(_INT, 16, lanes))
-        value = builder.bitcast(bits, _several(_FLOAT, lanes))
-    return builder.fpext(value, _several(_DOUBLE, lanes))
-
-
-def _write(builder: Any, dtype: Any, data: Any, at: Any, lanes: int, value: Any) -> None:
-    """Some values to a row, rounded to nearest; in bfloat16 their bits, ties to even."""
-    place, size = _place(builder, dtype, data, at, lanes)
-    if dtype != types.float64:
-        value = builder.fptrunc(value, _several(_FLOAT, lanes))
-    if dtype == types.uint16:
-        bits = builder.bitcast(value, _several(_INT, lanes))
-        high = builder.lshr(bits, _constant(_INT, 16, lanes))
-        odd = builder.and_(high, _constant(_INT, 1, lanes))
-        up = builder.add(builder.add(bits, _constant(_INT, 0x7FFF, lanes)), odd)
-        number = builder.fcmp_ordered("ord", value, value)
-        nearest = builder.lshr(up, _constant(_INT, 16, lanes))
-        bits = builder.select(number, nearest, _constant(_INT, 0x7FC0, lanes))
-        value = builder.trunc(bits, _several(_HALF, lanes))
-    builder.store(value, place, align=size)
-
-
-def _place(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> tuple[Any, int]:
-    """Where some values of a row are, and the bytes of one."""
-    element = {types.float64: _DOUBLE, types.float32: _FLOAT, types.uint16: _HALF}[dtype]
-    place = builder.gep(data, [at])
-    return builder.bitcast(place, _several(element, lanes).as_pointer()), dtype.bitwidth // 8
-
-
-def _several(kind: Any, lanes: int) -> Any:
-    return kind if lanes == 1 else ir.VectorType(kind, lanes)
-
-
-def _constant(kind: Any, value: Any, lanes: int) -> Any:
-    return kind(value) if lanes == 1 else ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
-
-
-def _splat(builder: Any, value: Any, lanes: int) -> Any:
-    """A vector of one number."""
-    if lanes == 1:
-        return value
-    kind = ir.VectorType(value.type, lanes)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT(0))
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), _constant(_INT, 0, lanes))
-
-
 def _total(builder: Any, places: Sequence[Any]) -> Any:
     """The sum of what lies in some vectors and in a number, by halves."""
     *vectors, last = (builder.load(place) for place in places)
@@ -358,15 +339,15 @@ def _total(builder: Any, places: Sequence[Any]) -> Any:
         half = len(vectors) // 2
         pairs = zip(vectors[:half], vectors[half:], strict=True)
         vectors = [builder.fadd(left, right) for left, right in pairs]
-    lanes, vector = _LANES, vectors[0]
+    lanes, vector = LANES, vectors[0]
     while lanes > 1:
         lanes //= 2
         low, high = (
-            ir.Constant(ir.VectorType(_INT, lanes), [*range(start, start + lanes)])
+            ir.Constant(ir.VectorType(INT, lanes), [*range(start, start + lanes)])
             for start in (0, lanes)
         )
         vector = builder.fadd(
             builder.shuffle_vector(vector, vector, low),
             builder.shuffle_vector(vector, vector, high),
         )
-    return builder.fadd(builder.extract_element(vector, _INT(0)), last)
+    return builder.fadd(builder.extract_element(vector, INT(0)), last)
