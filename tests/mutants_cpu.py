@@ -358,27 +358,6 @@ MUTANTS = [
         beyond_the_cache("layer, long rows"),
     ),
     Mutant(
-        "planes: short ones that are still in the room forgotten",
-        planes,
-        "    if short:\n        _past((out[held:],), 0, stop - held,",
-        "    if short:\n        _past((out[held:],), 0, start - held,",
-        beyond_the_cache("group, many short planes"),
-    ),
-    Mutant(
-        "planes: gradients that are still in the room forgotten",
-        planes,
-        "    if short:\n        _past((dx[held:],), 0, stop - held,",
-        "    if short:\n        _past((dx[held:],), 0, start - held,",
-        beyond_the_cache("group, many short planes"),
-    ),
-    Mutant(
-        "planes: the room begun anew where it was",
-        planes,
-        "            _past((out[held:],), 0, start - held, (room,), 0)\n            held = start",
-        "            _past((out[held:],), 0, start - held, (room,), 0)",
-        beyond_the_cache("group, many short planes"),
-    ),
-    Mutant(
         "eps outside the root, of cells of several channels",
         blend,
         "(var + eps).inverse_root()",

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, kernel, workspace
 from normalform.kernels.cpu.planes import distances, gradient, output, products
@@ -146,7 +144,7 @@ def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
     data, slots = array(x, x), t.numbers(a[t.SMALL], 0)
-    s = _room(np.float64)
+    s = _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -197,7 +195,7 @@ def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
     a, p = t.tables(args)
     data, out = array(x, x), array(a[t.Y], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room(np.float64)
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
@@ -241,7 +239,7 @@ def sums(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     data, dy = array(x, x), array(a[t.DY], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
-    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), _room(np.float64)
+    slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
@@ -291,7 +289,7 @@ def grad_input(x: Any, args: int, part: int) -> None:
     data, dy = array(x, x), array(a[t.DY], x)
     dx, channels = array(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
-    s = _room(np.float64)
+    s = _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
@@ -321,7 +319,7 @@ def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
     dy, dx = array(a[t.DY], x), array(a[t.DX], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room(np.float64)
+    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)

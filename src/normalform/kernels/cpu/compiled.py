@@ -200,24 +200,23 @@ def array(typing: Any, address: Any, like: Any) -> Any:
 
 
 def workspace(size: int) -> Any:
-    """``f(like)``: room for so many numbers while a kernel runs, as :func:`array` has them."""
+    """``f()``: room for so many float64 numbers while a kernel runs."""
 
     @intrinsic
-    def room(typing: Any, like: Any) -> Any:
-        kind = types.Array(like.dtype, 1, "C")
+    def room(typing: Any) -> Any:
+        kind = types.Array(types.float64, 1, "C")
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            element, word = context.get_data_type(kind.dtype), ir.IntType(64)
-            numbers = cgutils.alloca_once(builder, ir.ArrayType(element, size))
+            numbers = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
             numbers.align = 64
-            made, bytes_ = context.make_array(kind)(context, builder), kind.dtype.bitwidth // 8
+            word, made = ir.IntType(64), context.make_array(kind)(context, builder)
             populate_array(
                 made, data=builder.bitcast(numbers, made.data.type), shape=[word(size)],
-                strides=[word(bytes_)], itemsize=word(bytes_), meminfo=None,
+                strides=[word(8)], itemsize=word(8), meminfo=None,
             )  # fmt: skip
             return made._getvalue()
 
-        return kind(like), generate
+        return kind(), generate
 
     return room
 

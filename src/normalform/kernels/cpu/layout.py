@@ -17,8 +17,7 @@ from normalform.kernels.cpu import blend, columns, gradients, planes, row_gradie
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.columns import LONG
 from normalform.kernels.cpu.compiled import KINDS, Kernel
-from normalform.kernels.cpu.planes import SHORT
-from normalform.kernels.request import Request
+from normalform.kernels.request import SHORT, Request
 
 # Values in a piece: sums are of float64, so this limits what an outlying first value can do to
 # them, and is short enough to share out among threads. Sums of float64 have no digits to spare.
@@ -282,8 +281,7 @@ class Programs:
         own = [] if layout.given else [passes.moments]
         pools = [blend.pool] if t.OWN in roles else []
         shared = [(SHARED, [blend.pool])] if t.SHARED in roles else []
-        apply = planes.apply_short if self._short(2) else passes.apply
-        last = [blend.mix_several if layout.blends else blend.mix, apply]
+        last = [blend.mix_several if layout.blends else blend.mix, passes.apply]
         if not self.tiled:
             phases = [(self.parts, own), (1, pools), *shared, *track]
             return [*before, *phases, (1, last[:1]), (self.parts, last[1:])]
@@ -304,20 +302,13 @@ class Programs:
         shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
         last = [gradients.terms_several if layout.blends else gradients.terms]
         if dx:
-            short = planes.grad_input_short if self._short(4) else passes.grad_input
-            last.append(passes.scale if layout.given else short)
+            last.append(passes.scale if layout.given else passes.grad_input)
         if not self.tiled:
             phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), (1, params)]
             return [*phases, (self.parts, last[1:])]
         if not shared:
             return [(self.parts, [*sums, *own, *last]), (1, params)]
         return [(self.parts, [*sums, *own]), *shared, (self.parts, last), (1, params)]
-
-    def _short(self, tensors: int) -> bool:
-        """Whether planes beyond the cache are too short to be written one by one."""
-        layout = self.layout
-        short = layout.kind == "planes" and layout.table[t.EXTENT] < SHORT
-        return bool(short and not layout.stay(tensors))
 
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes

@@ -9,13 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, workspace
+from normalform.kernels.cpu.compiled import array, helper, inlined, kernel
 from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
-
-# Values below which a plane is too short to be written past the cache by itself, and how many
-# values are then computed before they are.
-SHORT, ROOM = 128, 2048
-_room = workspace(ROOM)
 
 
 @helper
@@ -97,48 +92,23 @@ def output(*operands: Values) -> Sequence[Values]:
 
 
 _apply = mapped(output, streams=1, at_once=4)
-_apply_here, _past = (
-    mapped(output, streams=1, at_once=4, past=False),
-    mapped(lambda y: (y,), streams=0),
-)
 
 
-@inlined
-def _apply_all(x: Any, args: int, part: int, short: bool) -> None:
+@kernel
+def apply(x: Any, args: int, part: int) -> None:
+    """The output, from each plane's coefficients."""
     a, p = t.tables(args)
-    data, out, room = array(x, x), array(a[t.Y], x), _room(x)
+    data, out = array(x, x), array(a[t.Y], x)
     spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
-    held = stop = _run(p, unit, c, piece)[0]
     for _ in range(first, last):
         start, stop = _run(p, unit, c, piece)
         at = t.SPREAD * t.spread_at(p, unit) + c
         unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
-        if not short:
-            _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD])
-            continue
-        if stop - held > ROOM:
-            _past((out[held:],), 0, start - held, (room,), 0)
-            held = start
-        operands = data[held:], high, scale, shift
-        _apply_here((room,), start - held, stop - held, operands, p[t.AHEAD])
-    if short:
-        _past((out[held:],), 0, stop - held, (room,), 0)
-
-
-@kernel
-def apply(x: Any, args: int, part: int) -> None:
-    """The output, from each plane's coefficients."""
-    _apply_all(x, args, part, False)
-
-
-@kernel
-def apply_short(x: Any, args: int, part: int) -> None:
-    """The same of planes that are too short to be written past the cache one by one."""
-    _apply_all(x, args, part, True)
+        _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD])
 
 
 def products(x: Values, dy: Values, high: Values) -> Sequence[Values]:
@@ -174,49 +144,26 @@ def gradient(*operands: Values) -> Sequence[Values]:
 
 
 _input = mapped(gradient, streams=2, at_once=4)
-_input_here = mapped(gradient, streams=2, at_once=4, past=False)
 # ``dx = scale dy``.
 _scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 
 
-@inlined
-def _input_all(x: Any, args: int, part: int, short: bool) -> None:
+@kernel
+def grad_input(x: Any, args: int, part: int) -> None:
+    """The gradient of the input, with the statistics' part."""
     a, p = t.tables(args)
-    data, dy, room = array(x, x), array(a[t.DY], x), _room(x)
+    data, dy = array(x, x), array(a[t.DY], x)
     dx, channels = array(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
-    held = stop = _run(p, unit, c, piece)[0]
     for _ in range(first, last):
         start, stop = _run(p, unit, c, piece)
         at, to = t.SPREAD * t.spread_at(p, unit) + c, t.TERMS * t.spread_at(p, unit) + c
         unit, c, piece = _after(p, unit, c, piece)
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        if not short:
-            operands = data, dy, high, scale, slope, offset
-            _input((dx,), start, stop, operands, p[t.AHEAD_BACK])
-            continue
-        if stop - held > ROOM:
-            _past((dx[held:],), 0, start - held, (room,), 0)
-            held = start
-        operands = data[held:], dy[held:], high, scale, slope, offset
-        _input_here((room,), start - held, stop - held, operands, p[t.AHEAD_BACK])
-    if short:
-        _past((dx[held:],), 0, stop - held, (room,), 0)
-
-
-@kernel
-def grad_input(x: Any, args: int, part: int) -> None:
-    """The gradient of the input, with the statistics' part."""
-    _input_all(x, args, part, False)
-
-
-@kernel
-def grad_input_short(x: Any, args: int, part: int) -> None:
-    """The same of planes that are too short to be written past the cache one by one."""
-    _input_all(x, args, part, True)
+        _input((dx,), start, stop, (data, dy, high, scale, slope, offset), p[t.AHEAD_BACK])
 
 
 @kernel

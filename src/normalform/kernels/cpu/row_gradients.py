@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
@@ -169,7 +167,7 @@ def backward(x: Any, args: int, part: int) -> None:
     data, dy = array(x, x), array(a[t.DY], x)
     dx, kept, values = array(a[t.DX], x), t.numbers(a[t.SMALL], 0), p[t.TILE]
     weights, tiles, length = t.numbers(a[t.SCRATCH], 0), p[t.TILES], p[t.LENGTH]
-    both, k = tiles * length + APART, _room(np.float64)
+    both, k = tiles * length + APART, _room()
     dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * both * part)
     dbiases = dweights[both:]
     fill(dweights[: 2 * both], 0.0)

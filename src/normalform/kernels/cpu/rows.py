@@ -11,8 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
     array,
@@ -214,7 +212,7 @@ def forward(x: Any, args: int, part: int) -> None:
     data, out = array(x, x), array(a[t.Y], x)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
-    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room(np.float64)
+    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start)
     for i in range(fours):

@@ -71,7 +71,6 @@ def mapped(
     adds: int = 0,
     streams: int | None = None,
     at_once: int = 1,
-    past: bool = True,
 ) -> Any:
     """``f(rows, start, stop, operands)``: write what ``body(*operands)`` gives, rounded, to rows.
 
@@ -80,8 +79,8 @@ def mapped(
 
     With ``streams`` it is ``f(rows, start, stop, operands, ahead)``, for tensors that may lie
     beyond the cache. Unless ``ahead`` is negative, what the first ``streams`` operands hold
-    ``ahead`` values later is asked for, and if ``past``, rows that are not added to go past the
-    cache where its lines can be written whole.
+    ``ahead`` values later is asked for, and rows that are not added to go past the cache where
+    its lines can be written whole.
     """
 
     def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -103,7 +102,7 @@ def mapped(
             if lanes > 1 and again is None:
                 for row in sources:
                     memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
-                for row in to[: added if past and not line else 0]:
+                for row in to[: 0 if line else added]:
                     memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
             emit(at, lanes, place, again, line)
 
@@ -115,7 +114,7 @@ def mapped(
             with near:
                 _vectors(builder, args[1], args[2], at_once, emit)
             with far:
-                if added and past:
+                if added:
                     _lines(builder, args[1], args[2], at_once, to[:added], asking)
                 else:
                     _vectors(builder, args[1], args[2], at_once, asking)
