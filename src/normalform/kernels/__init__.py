@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from collections.abc import Sequence
@@ -59,10 +60,15 @@ def choose(kernel: str, x: Tensor) -> str:
 @cache
 def cpu_engine() -> ModuleType | str:
     """The kernels compiled by Numba, or why there are none. Numba is imported on first use."""
+    collects = gc.isenabled()
+    gc.disable()  # what imports make stays: to look for garbage took a third of their time
     try:
         return import_module("normalform.kernels.cpu.steps")
     except (ImportError, OSError) as error:  # OSError: llvmlite does not find its library
         return f"Numba cannot be used: {error}"
+    finally:
+        if collects:
+            gc.enable()
 
 
 def warn_not_finite(name: str, bad: int, total: int) -> None:

@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import double_of_bits, helper, small_kernel
 from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, summed, widen
@@ -261,7 +259,10 @@ def track(x: Any, args: int, part: int) -> None:
     cell, cells, groups = t.numbers(a[t.SMALL], p[b + t.AT_CELLS]), p[b + t.CELLS], p[b + t.GROUPS]
     channels, kind, blocks = p[t.CHANNELS], p[t.RUNNING_KIND], p[b + t.BLOCKS]
     size = channels // groups
-    means, variances = np.empty(channels), np.empty(channels)
+    means, variances = (
+        t.numbers(a[t.SCRATCH], 0)[:channels],
+        t.numbers(a[t.SCRATCH], channels)[:channels],
+    )
     widen(means, a[t.RUNNING_MEAN], 0, kind)
     widen(variances, a[t.RUNNING_VAR], 0, kind)
     for c in range(channels):

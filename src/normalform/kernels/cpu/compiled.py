@@ -40,11 +40,14 @@ if numba.config.DISABLE_JIT:
 
 _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
+    "_nrt": False,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
 }
 helper = numba.njit(**_OPTIONS)
 inlined = numba.njit(forceinline=True, **_OPTIONS)  # a call takes as long as a short run
+
+_WORD = ir.IntType(64)
 
 # Takes one argument less than the function that it decorates.
 intrinsic: Any = _intrinsic
@@ -96,7 +99,7 @@ def small_kernel(function: Callable[..., None]) -> Kernel:
 
 def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
     """Compile for C, or load what was compiled before."""
-    options = {"nopython": True, "error_model": "numpy"}
+    options = {"nopython": True, "error_model": "numpy", "_nrt": False}
     with _lock:
         compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
         compiled._cache = _OnDisk(f"{function.__module__}.{function.__qualname__}")
@@ -143,7 +146,6 @@ class _OnDisk:
 
     def load_overload(self, signature: Any, context: Any) -> CompileResult | None:
         """What was saved, or None."""
-        context.refresh()
         file = self._file(signature, context.codegen())
         for folder in folders():
             with suppress(OSError):
@@ -186,17 +188,21 @@ def array(typing: Any, address: Any, like: Any) -> Any:
     kind = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        made = context.make_array(kind)(context, builder)
-        data, word = args[0], ir.IntType(64)
-        if isinstance(address, types.Integer):
-            data = builder.inttoptr(data, made.data.type)
-        size = word(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
-        populate_array(
-            made, data=data, shape=[word(1 << 40)], strides=[size], itemsize=size, meminfo=None
-        )
-        return made._getvalue()
+        return _array(context, builder, kind, args[0], 1 << 40)
 
     return kind(address, like), generate
+
+
+@intrinsic
+def numbers(typing: Any, address: Any, offset: Any) -> Any:
+    """The float64 numbers at an address, from an offset on."""
+    kind = types.Array(types.float64, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first = builder.add(args[0], builder.mul(args[1], _WORD(8)))
+        return _array(context, builder, kind, first, 1 << 40)
+
+    return kind(types.int64, types.int64), generate
 
 
 def workspace(size: int) -> Any:
@@ -207,18 +213,23 @@ def workspace(size: int) -> Any:
         kind = types.Array(types.float64, 1, "C")
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            numbers = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
-            numbers.align = 64
-            word, made = ir.IntType(64), context.make_array(kind)(context, builder)
-            populate_array(
-                made, data=builder.bitcast(numbers, made.data.type), shape=[word(size)],
-                strides=[word(8)], itemsize=word(8), meminfo=None,
-            )  # fmt: skip
-            return made._getvalue()
+            place = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
+            place.align = 64
+            return _array(context, builder, kind, builder.ptrtoint(place, _WORD), size)
 
         return kind(), generate
 
     return room
+
+
+def _array(context: Any, builder: Any, kind: Any, address: Any, length: int) -> Any:
+    made, size = context.make_array(kind)(context, builder), _WORD(kind.dtype.bitwidth // 8)
+    data = made.data.type
+    data = (builder.inttoptr if address.type == _WORD else builder.bitcast)(address, data)
+    populate_array(
+        made, data=data, shape=[_WORD(length)], strides=[size], itemsize=size, meminfo=None
+    )
+    return made._getvalue()
 
 
 def _reinterpret(source: Any, target: Any) -> Any:

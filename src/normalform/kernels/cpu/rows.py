@@ -32,7 +32,7 @@ from normalform.kernels.cpu.vectors import (
     summed,
     widen,
 )
-from normalform.kernels.request import WEIGHTS
+from normalform.kernels.request import SHORT, WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
@@ -169,7 +169,7 @@ def fours_of(p: Any, rows: int) -> int:
     the time, forward and backward).
     """
     several = p[t.LENGTH] == p[t.TILE] and p[t.TILES] * p[t.TILE] <= WEIGHTS
-    several = several and (p[t.STAYS] == 1 or p[t.TILE] >= LONG_ROW)
+    several = several and (p[t.STAYS] == 1 or not SHORT <= p[t.TILE] < LONG_ROW)
     return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
 
 

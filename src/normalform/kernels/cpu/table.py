@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from normalform.kernels.cpu.compiled import array, helper
+from normalform.kernels.cpu.compiled import numbers as numbers
 
 # Of each call: addresses, 0 for what is not there. Those of the forward come first.
 (
@@ -57,12 +58,6 @@ def tables(args: int) -> tuple[Any, Any]:
     """Both tables."""
     a = array(args, np.int64)
     return a, array(a[PLAN], np.int64)
-
-
-@helper
-def numbers(address: int, offset: int) -> Any:
-    """The float64 numbers from an offset on."""
-    return array(address + 8 * offset, np.float64)
 
 
 @helper
