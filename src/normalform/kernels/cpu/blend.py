@@ -87,7 +87,7 @@ def pool(x: Any, args: int, part: int) -> None:
                 end += 1
             g0, g1 = p[b + t.AT_CELLS] + first + c0 // size, p[b + t.AT_CELLS] + first + c1 // size
             for cell in range(g0, g1):
-                slot = t.slot_of(p, u, 0, c0 + (cell - g0) * size) // p[t.RUN]
+                slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
                 small[cells + cell] = small[slots + slot]
             _about(p, small, b, u, end, c0, c1)
             if p[t.DOUBLE] == 1:
@@ -112,8 +112,8 @@ def given(x: Any, args: int, part: int) -> None:
         if p[b + t.ROLE] == t.GIVEN:
             to = small[p[b + t.AT_CELLS] :]
             fill(to[: 4 * channels], 0.0)
-            widen(to[channels : 2 * channels], a[t.RUNNING_MEAN], 0, kind)
-            widen(to[3 * channels : 4 * channels], a[t.RUNNING_VAR], 0, kind)
+            widen(to[channels : 2 * channels], a[t.RUNNING_MEAN], t.ZERO, kind)
+            widen(to[3 * channels : 4 * channels], a[t.RUNNING_VAR], t.ZERO, kind)
 
 
 @small_kernel
@@ -263,8 +263,8 @@ def track(x: Any, args: int, part: int) -> None:
         t.numbers(a[t.SCRATCH], 0)[:channels],
         t.numbers(a[t.SCRATCH], channels)[:channels],
     )
-    widen(means, a[t.RUNNING_MEAN], 0, kind)
-    widen(variances, a[t.RUNNING_VAR], 0, kind)
+    widen(means, a[t.RUNNING_MEAN], t.ZERO, kind)
+    widen(variances, a[t.RUNNING_VAR], t.ZERO, kind)
     for c in range(channels):
         mean, var = 0.0, 0.0
         for block in range(blocks):
@@ -276,5 +276,5 @@ def track(x: Any, args: int, part: int) -> None:
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
         a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
         a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
-    narrow(a[t.RUNNING_MEAN], 0, kind, means)
-    narrow(a[t.RUNNING_VAR], 0, kind, variances)
+    narrow(a[t.RUNNING_MEAN], t.ZERO, kind, means)
+    narrow(a[t.RUNNING_VAR], t.ZERO, kind, variances)

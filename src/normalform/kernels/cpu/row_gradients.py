@@ -211,4 +211,4 @@ def parameters(x: Any, args: int, part: int) -> None:
             add((once,), 0, channels * width, (once[again:],))
         sum_runs(once, channels, width)
         if a[which] != 0:
-            narrow(a[which], 0, kind, once[:channels])
+            narrow(a[which], t.ZERO, kind, once[:channels])

@@ -49,7 +49,7 @@ def _wide(address: int, kind: int, default: float, channels: int, width: int, ou
     if address == 0:
         fill(out, default)
         return
-    widen(out[:channels], address, 0, kind)
+    widen(out[:channels], address, t.ZERO, kind)
     if width > 1:
         for c in range(channels - 1, -1, -1):
             fill(out[c * width : (c + 1) * width], out[c])
