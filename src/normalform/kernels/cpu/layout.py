@@ -233,27 +233,31 @@ class Programs:
         self.layout, self.parts, self.tiled = layout, parts, tiled
         self.table = layout.table.copy()
         self.table[t.ITEMS_A_PART], self.table[t.PLANES_A_PART] = items_a_part, planes_a_part
-        self.table[t.AHEAD] = self._ahead(items_a_part, 2)
-        self.table[t.AHEAD_BACK] = self._ahead(items_a_part, 4)
+        self.table[t.AHEAD] = self._ahead(items_a_part, forward=True)
+        self.table[t.AHEAD_BACK] = self._ahead(items_a_part, forward=False)
         self.address = self.table.ctypes.data
         self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
 
-    def _ahead(self, items_a_part: int, tensors: int) -> int:
-        """How many values later the memory is asked for that a pass over the tensors will come to.
+    def _ahead(self, items_a_part: int, *, forward: bool) -> int:
+        """How many values later the memory is asked for that a pass will come to.
 
-        The second pass over a part finds it in the cache, and asks for the next one where planes
-        are short: what is done for each leaves the memory idle. Of rows in tiles the next tile
-        below is another stream; other streams the processor sees. -1 where the cache holds them.
+        The last pass over a part finds it in the cache, and asks for the next part while the memory
+        is idle: always where planes are short, and forward where the next part, too, fits into the
+        nearest caches. Of rows cut into tiles the next row of a tile is another stream; any other
+        the processor sees. -1 where the cache holds the tensors, with the output and its gradient.
         """
         layout, p = self.layout, self.table
-        stays, size = layout.stay(tensors), layout.request.dtype.itemsize
+        stays, size = layout.stay(2 if forward else 4), layout.request.dtype.itemsize
         if layout.kind == "rows":
             return -1 if stays or p[t.TILE] < SHORT else 0
         if layout.kind == "columns":
             return -1 if stays else int(p[t.CHANNELS] * p[t.WIDTH]) if p[t.TILES] > 1 else SOON
+        part = int(layout.values // p[t.ITEMS] * items_a_part)
         if self.tiled and p[t.EXTENT] < SHORT and layout.values * size > CORE:
-            return int(layout.values // p[t.ITEMS] * items_a_part)
-        return -1 if stays else 0 if self.tiled else SOON
+            return part
+        if stays or not self.tiled:
+            return -1 if stays else SOON
+        return part if forward and part * size <= CORE // 8 else 0
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
