@@ -249,7 +249,7 @@ class Programs:
         layout, p = self.layout, self.table
         stays, size = layout.stay(2 if forward else 4), layout.request.dtype.itemsize
         if layout.kind == "rows":
-            return -1 if stays or p[t.TILE] < SHORT else 0
+            return -1 if stays or p[t.TILE] < SHORT else SOON
         if layout.kind == "columns":
             return -1 if stays else int(p[t.CHANNELS] * p[t.WIDTH]) if p[t.TILES] > 1 else SOON
         part = int(layout.values // p[t.ITEMS] * items_a_part)

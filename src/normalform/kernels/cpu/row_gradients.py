@@ -69,7 +69,7 @@ def _gradients(
     return g * weight + (u * slope + offset), g * (u - low), dy
 
 
-_row_gradients = mapped(_gradients, adds=2, streams=0)
+_row_gradients = mapped(_gradients, adds=2, streams=2)
 
 
 @inlined
@@ -89,7 +89,7 @@ def _four_gradients(
     return *dx, *(((a + b) + (c + d)) for a, b, c, d in (dweight, dbias))
 
 
-_rows_gradients = mapped(_four_gradients, adds=2, streams=0)
+_rows_gradients = mapped(_four_gradients, adds=2, streams=8)
 
 
 @inlined
@@ -172,7 +172,7 @@ def backward(x: Any, args: int, part: int) -> None:
     dbiases = dweights[both:]
     fill(dweights[: 2 * both], 0.0)
     start, end = t.items_of(p, part)
-    fours = fours_of(p, end - start)
+    fours = fours_of(p, end - start, p[t.AHEAD_BACK])
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
@@ -183,7 +183,7 @@ def backward(x: Any, args: int, part: int) -> None:
         _four_sums(data[at:], dy[at:], step, weight, k)
         for j in range(4):
             _terms(p, k[5 * j :])
-        dbias, ahead = dbiases[w : w + length], p[t.AHEAD_BACK]
+        dbias, ahead = dbiases[w : w + length], 4 * step if p[t.AHEAD_BACK] >= 0 else -1
         _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbias, k, ahead)
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
