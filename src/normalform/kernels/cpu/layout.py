@@ -37,8 +37,9 @@ PARALLEL = 32768
 ROWS_A_PART = 8
 # Values: so much later is memory asked for where nothing better is known.
 SOON = 1024
-# Bytes of a pass's tensors up to which what is written is still in the last cache at the end.
-STAYS = 16 << 20
+# Bytes of a tensor up to which what the forward, or the backward, writes is still in the last cache
+# when it is read: the backward of a step finds it full of what the forward left.
+STAYS, STAYS_BACK = 8 << 20, 8 << 18
 # Bytes that a core keeps in a cache of its own, about.
 CORE = 1 << 20
 # In place of the number of parts: the one part that is everything, see blend.pool.
@@ -64,7 +65,7 @@ class Layout:
             (t.RUNNING_KIND, request.running),
         ):
             p[at] = 0 if dtype is None else KINDS[dtype]
-        p[t.STAYS] = self.stay(2)
+        p[t.STAYS] = self.values * request.dtype.itemsize <= STAYS
         (p[t.EPS],) = struct.unpack("q", struct.pack("d", request.plan.eps))
         p[t.BRANCHES], p[t.DOUBLE] = len(request.plan.branches), request.dtype == torch.float64
         if kind == "rows":
@@ -177,10 +178,6 @@ class Layout:
     def _longest(self) -> int:
         return PIECE if self.request.dtype != torch.float64 else PIECE_DOUBLE
 
-    def stay(self, tensors: int) -> bool:
-        """Whether the cache holds so many tensors."""
-        return tensors * self.values * self.request.dtype.itemsize < STAYS
-
     def roles(self) -> list[int]:
         """What each branch is."""
         return [
@@ -247,17 +244,18 @@ class Programs:
         the processor sees. -1 where the cache holds the tensors, with the output and its gradient.
         """
         layout, p = self.layout, self.table
-        stays, size = layout.stay(2 if forward else 4), layout.request.dtype.itemsize
+        size = layout.values * layout.request.dtype.itemsize
+        stays = size <= (STAYS if forward else STAYS_BACK)
         if layout.kind == "rows":
             return -1 if stays or p[t.TILE] < SHORT else SOON
         if layout.kind == "columns":
             return -1 if stays else int(p[t.CHANNELS] * p[t.WIDTH]) if p[t.TILES] > 1 else SOON
         part = int(layout.values // p[t.ITEMS] * items_a_part)
-        if self.tiled and p[t.EXTENT] < SHORT and layout.values * size > CORE:
+        if self.tiled and p[t.EXTENT] < SHORT and size > CORE:
             return part
         if stays or not self.tiled:
             return -1 if stays else SOON
-        return part if forward and part * size <= CORE // 8 else 0
+        return part if forward and part * layout.request.dtype.itemsize <= CORE // 8 else 0
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
