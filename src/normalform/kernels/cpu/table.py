@@ -55,7 +55,7 @@ TERMS = 2
 
 # A number 0 of the type that others have: to Numba a constant is of a type of its own, for which
 # it compiles a helper again.
-ZERO = np.int64(0)
+ZERO: Any = np.int64(0)
 
 
 @helper
