@@ -160,6 +160,33 @@ def test_beside_the_source_or_where_the_users_caches_are(tmp_path):
     assert len([*(home / "cache/normalform").glob("*.nbc")]) == 2
 
 
+def test_code_on_disk_needs_no_compiler(expected):
+    """Nor what only the compiler looks up, which takes longer than to load all of it."""
+    ending = """
+import sys
+print(json.dumps(counted | {"looked up": "numba.np.linalg" in sys.modules}))
+"""
+    program = digests(*expected).replace("print(json.dumps(found | counted))", ending)
+    found = run(program)
+    assert found["compiled"] == 0
+    assert not found["looked up"]
+
+
+def test_looking_for_garbage_goes_on_after_the_import(tmp_path):
+    program = """
+import gc, json
+from normalform.kernels import cpu_engine
+before = [gc.isenabled()]
+cpu_engine()
+before.append(gc.isenabled())
+gc.disable()
+cpu_engine.cache_clear()
+cpu_engine()
+print(json.dumps(before + [gc.isenabled()]))
+"""
+    assert run(program) == [True, True, False]
+
+
 @pytest.mark.parametrize("error", ["EROFS", "ENOSPC"])
 def test_a_folder_that_is_read_only_or_full(expected, filled, tmp_path, error):
     before = """

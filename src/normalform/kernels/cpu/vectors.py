@@ -2,7 +2,8 @@
 
 The compiler's own loop takes many vectors at once and what is left in smaller steps: on runs of 49
 values that takes as long as the vectors. Here what is left is one more vector, which overlaps the
-last; and memory can be asked for while something else is computed.
+last; memory can be asked for while something else is computed, and what will not be read soon can
+be written past the cache: no line of it is read before it is written, and nothing else falls out.
 
 A body is a function of :class:`Values`. Its operands are float64 numbers, or rows, which are read
 at the same places. :func:`mapped` writes what it gives to a row; :func:`summed` sums it.
