@@ -172,6 +172,7 @@ def test_tensors_larger_than_the_cache(
 ):
     """They are written past it, and taken row by row, others four rows at a time."""
     monkeypatch.setattr("normalform.kernels.cpu.layout.STAYS", 0)
+    monkeypatch.setattr("normalform.kernels.cpu.layout.STAYS_BACK", 0)
     monkeypatch.setattr(known, "_remembered", {})
     layer, x, dy = prepared(name, dtype)
     assert_layer_accurate(layer.train(training), x, dy)

@@ -259,10 +259,8 @@ def track(x: Any, args: int, part: int) -> None:
     cell, cells, groups = t.numbers(a[t.SMALL], p[b + t.AT_CELLS]), p[b + t.CELLS], p[b + t.GROUPS]
     channels, kind, blocks = p[t.CHANNELS], p[t.RUNNING_KIND], p[b + t.BLOCKS]
     size = channels // groups
-    means, variances = (
-        t.numbers(a[t.SCRATCH], 0)[:channels],
-        t.numbers(a[t.SCRATCH], channels)[:channels],
-    )
+    both = t.numbers(a[t.SCRATCH], 0)
+    means, variances = both[:channels], both[channels : 2 * channels]
     widen(means, a[t.RUNNING_MEAN], t.ZERO, kind)
     widen(variances, a[t.RUNNING_VAR], t.ZERO, kind)
     for c in range(channels):

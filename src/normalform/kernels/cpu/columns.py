@@ -60,7 +60,8 @@ def _fours(p: Any, rows: int, ahead: int) -> int:
     """Rows that are taken four at a time.
 
     None where one stream comes from beyond the cache: two thirds to half as fast as one after the
-    other (25 MB). Where rows are cut into tiles it is the other way round.
+    other (25 MB). Where rows are cut into tiles it is the other way round, and the next four are
+    asked for meanwhile: without, the processor sees no stream (forward in 0.65 of the time).
     """
     return rows - rows % 4 if ahead < 0 or p[t.TILES] > 1 else 0
 
