@@ -88,22 +88,22 @@ def mapped(
         operands = _reader(context, builder, signature.args[3], args[3])
         to = [*_rows(context, builder, signature.args[0], args[0]).values()]
         sources = [*_rows(context, builder, signature.args[3], args[3]).values()][: streams or 0]
-        added = len(to) - adds
+        written = len(to) - adds
 
         def emit(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
             for i, (row, value) in enumerate(zip(to, body(*operands(at, lanes)), strict=True)):
                 after = value.value
-                if i >= added:
+                if i >= written:
                     before = memory.read(builder, *row, at, lanes)
                     after = builder.fadd(before, after, flags=_FUSED)
                     after = after if again is None else builder.select(again, before, after)
-                memory.write(builder, *row, at, lanes, after, line and i < added)
+                memory.write(builder, *row, at, lanes, after, line and i < written)
 
         def asking(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
             if lanes > 1 and again is None:
                 for row in sources:
                     memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
-                for row in to[: 0 if line else added]:
+                for row in to[: 0 if line else written]:
                     memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
             emit(at, lanes, place, again, line)
 
@@ -115,8 +115,8 @@ def mapped(
             with near:
                 _vectors(builder, args[1], args[2], at_once, emit)
             with far:
-                if added:
-                    _lines(builder, args[1], args[2], at_once, to[:added], asking)
+                if written:
+                    _lines(builder, args[1], args[2], at_once, to[:written], asking)
                 else:
                     _vectors(builder, args[1], args[2], at_once, asking)
         return context.get_dummy_value()
