@@ -76,6 +76,13 @@ def numbers(size: int, dtype: type) -> NDArray[np.float64]:
     return (np.random.default_rng(size).integers(-64, 64, size) / 16).astype(dtype)
 
 
+def at_a_line(size: int, dtype: type) -> NDArray[np.float64]:
+    """Room for numbers that begins where a line of the cache does."""
+    step = np.dtype(dtype).itemsize
+    room = np.empty(size + 64 // step, dtype)
+    return room[-room.ctypes.data % 64 // step :][:size]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_value_is_written_once(size: int, dtype: type):
@@ -102,7 +109,7 @@ def test_every_value_is_written_past_the_cache_once(size: int, dtype: type, ahea
     """However a run lies in the lines of the cache, and two beside each other."""
     line = 64 // np.dtype(dtype).itemsize
     x = numbers(size + 4 * line, dtype)
-    room, other = (np.full(x.size + 64, 9, dtype) for _ in range(2))
+    room, other = (at_a_line(x.size + 64, dtype) for _ in range(2))
     for offset in range(0, line, 3):
         inside = slice(offset, offset + size)
         room[:], other[:] = 9, 9

@@ -38,12 +38,9 @@ from numba.np.arrayobj import populate_array
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-_OPTIONS: dict[str, Any] = {
-    "error_model": "numpy",
-    "_nrt": False,
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
+# Without Numba's runtime, which code from disk would otherwise have to look up first.
+_CODE: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 helper = numba.njit(**_OPTIONS)
 inlined = numba.njit(forceinline=True, **_OPTIONS)  # a call takes as long as a short run
 
@@ -99,7 +96,7 @@ def small_kernel(function: Callable[..., None]) -> Kernel:
 
 def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
     """Compile for C, or load what was compiled before."""
-    options = {"nopython": True, "error_model": "numpy", "_nrt": False}
+    options = {"nopython": True, **_CODE}
     with _lock:
         compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
         compiled._cache = _OnDisk(f"{function.__module__}.{function.__qualname__}")
@@ -188,7 +185,7 @@ def array(typing: Any, address: Any, like: Any) -> Any:
     kind = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _array(context, builder, kind, args[0], 1 << 40)
+        return _array(context, builder, kind, args[0])
 
     return kind(address, like), generate
 
@@ -200,7 +197,7 @@ def numbers(typing: Any, address: Any, offset: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         first = builder.add(args[0], builder.mul(args[1], _WORD(8)))
-        return _array(context, builder, kind, first, 1 << 40)
+        return _array(context, builder, kind, first)
 
     return kind(types.int64, types.int64), generate
 
@@ -222,10 +219,10 @@ def workspace(size: int) -> Any:
     return room
 
 
-def _array(context: Any, builder: Any, kind: Any, address: Any, length: int) -> Any:
+def _array(context: Any, builder: Any, kind: Any, address: Any, length: int = 1 << 40) -> Any:
     made, size = context.make_array(kind)(context, builder), _WORD(kind.dtype.bitwidth // 8)
-    data = made.data.type
-    data = (builder.inttoptr if address.type == _WORD else builder.bitcast)(address, data)
+    to_pointer = builder.inttoptr if address.type == _WORD else builder.bitcast
+    data = to_pointer(address, made.data.type)
     populate_array(
         made, data=data, shape=[_WORD(length)], strides=[size], itemsize=size, meminfo=None
     )

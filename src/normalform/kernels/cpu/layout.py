@@ -253,8 +253,10 @@ class Programs:
         part = int(layout.values // p[t.ITEMS] * items_a_part)
         if self.tiled and p[t.EXTENT] < SHORT and size > CORE:
             return part
-        if stays or not self.tiled:
-            return -1 if stays else SOON
+        if stays:
+            return -1
+        if not self.tiled:
+            return SOON
         return part if forward and part * layout.request.dtype.itemsize <= CORE // 8 else 0
 
     def forward(self) -> tuple[np.ndarray, int]:

@@ -20,9 +20,9 @@ def ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) ->
     if place * LANES * size % LINE == 0:
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
-        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         where = builder.bitcast(builder.gep(data, [at]), byte)
-        builder.call(ask, [where, INT(write), INT(3), INT(1)])
+        builder.call(prefetch, [where, INT(write), INT(3), INT(1)])
 
 
 def read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:

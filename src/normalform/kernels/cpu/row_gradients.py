@@ -8,7 +8,7 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
-from normalform.kernels.cpu.rows import AGAIN, first_of_four, fours_of
+from normalform.kernels.cpu.rows import first_of_four, fours_of, repeats
 from normalform.kernels.cpu.vectors import (
     Values,
     add,
@@ -126,7 +126,7 @@ def _sum_row(p: Any, data: Any, dy: Any, values: int, weight: Any, k: Any) -> No
     """Both sums of a row, in the place of slope and offset."""
     n, i = weight.size, 0
     fill(k[3:5], 0.0)
-    if 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0:
+    if repeats(p, n, values):
         for again in range(5, 20, 5):
             copy(k[again : again + 5], k)
         while i + 4 * n <= values:
@@ -147,7 +147,7 @@ def _row(
 ) -> None:  # fmt: skip
     """The gradient of a row, and its part in those of weight and bias."""
     n, i = weight.size, 0
-    if 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0:
+    if repeats(p, n, values):
         for again in range(5, 20, 5):
             copy(k[again : again + 5], k)
         while i + 4 * n <= values:

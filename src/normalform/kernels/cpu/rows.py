@@ -190,10 +190,16 @@ def _coefficients(k: Any, eps: float, kept: Any) -> None:
 
 
 @helper
+def repeats(p: Any, n: int, values: int) -> bool:
+    """Whether weights repeat within a row so that four times as many values are worked on."""
+    return 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0
+
+
+@helper
 def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any, k: Any) -> None:
     """A row; where weights repeat within it, four times as many values at once."""
     n, i = weight.size, 0
-    if 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0:
+    if repeats(p, n, values):
         for again in range(3, 12, 3):
             copy(k[again : again + 3], k)
         while i + 4 * n <= values:
