@@ -100,8 +100,8 @@ MUTANTS = [
     Mutant(
         "columns: variance in one pass without a shift",
         columns,
-        "shift = load(data, start + c * width)",
-        "shift = 0.0",
+        "load(x, start + c * width), width)",
+        "0.0, width)",
         compiled_hard("batch, last", "mean 1e6"),
     ),
     Mutant(
@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant(
         "columns: float64 in one pass",
         columns,
-        "if is_double(data):",
+        "if is_double(x):",
         "if False:",
         compiled_hard("batch, last", "outlier", torch.float64),
     ),
@@ -142,15 +142,15 @@ MUTANTS = [
     Mutant(
         "columns: the fourth row with the third's output",
         columns,
-        "(x, x[step:], x[2 * step :], x[3 * step :], *at)",
-        "(x, x[step:], x[2 * step :], x[2 * step :], *at)",
+        "(x, x + step, x + 2 * step, x + 3 * step, *at)",
+        "(x, x + step, x + 2 * step, x + 2 * step, *at)",
         compiled_plain("batch, last"),
     ),
     Mutant(
         "columns: the fourth row with the third's gradient",
         columns,
-        "(*four, g, g[step:], g[2 * step :], g[3 * step :], *at)",
-        "(*four, g, g[step:], g[2 * step :], g[2 * step :], *at)",
+        "(*four, g, g + step, g + 2 * step, g + 3 * step, *at)",
+        "(*four, g, g + step, g + 2 * step, g + 2 * step, *at)",
         compiled_plain("batch, last"),
     ),
     Mutant(
@@ -163,8 +163,8 @@ MUTANTS = [
     Mutant(
         "rows: unbiased variance",
         rows,
-        "square / row.size",
-        "square / (row.size - 1)",
+        "square / values",
+        "square / (values - 1)",
         compiled_plain("layer, many rows"),
     ),
     Mutant(
@@ -198,8 +198,8 @@ MUTANTS = [
     Mutant(
         "rows: root mean square of centred values",
         rows,
-        "_short_moments(data[at:], step, values, p[t.CENTER], k)",
-        "_short_moments(data[at:], step, values, 1, k)",
+        "_short_moments(x + at, step, values, p[t.CENTER], k)",
+        "_short_moments(x + at, step, values, 1, k)",
         compiled_plain("rms, many rows"),
     ),
     Mutant(
@@ -212,7 +212,7 @@ MUTANTS = [
     Mutant(
         "rows, by fours: float64 in one pass",
         rows,
-        "values <= PIECE and not is_double(data)",
+        "values <= PIECE and not is_double(x)",
         "values <= PIECE",
         compiled_hard("layer, many rows", "outlier", torch.float64),
     ),
@@ -276,8 +276,8 @@ MUTANTS = [
     Mutant(
         "rows: the wrong bias where weights repeat within a row",
         rows,
-        "weight[:n], bias[:n], k, ",
-        "weight[:n], weight[:n], k, ",
+        "n, weight, bias, k, p[t.AHEAD])\n        i += n",
+        "n, weight, weight, k, p[t.AHEAD])\n        i += n",
         compiled_plain("layer, last"),
     ),
     Mutant(
@@ -452,8 +452,8 @@ MUTANTS = [
     Mutant(
         "rows, by fours: rows of other tiles take part",
         row_gradients,
-        "kept[3 * (r + j * tiles) :]",
-        "kept[3 * (r + j) :]",
+        "kept + 3 * (r + j * tiles)",
+        "kept + 3 * (r + j)",
         compiled_plain("group, short planes"),
     ),
     Mutant(

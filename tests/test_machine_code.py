@@ -160,16 +160,40 @@ def test_beside_the_source_or_where_the_users_caches_are(tmp_path):
     assert len([*(home / "cache/normalform").glob("*.nbc")]) == 2
 
 
+# What takes the time of a first call
+
+
+LOOKED_UP = """
+import sys
+known = {name: f"numba.{name}" in sys.modules for name in ("cpython.rangeobj", "np.linalg")}
+print(json.dumps(counted | known))
+"""
+
+
 def test_code_on_disk_needs_no_compiler(expected):
     """Nor what only the compiler looks up, which takes longer than to load all of it."""
-    ending = """
-import sys
-print(json.dumps(counted | {"looked up": "numba.np.linalg" in sys.modules}))
-"""
-    program = digests(*expected).replace("print(json.dumps(found | counted))", ending)
+    program = digests(*expected).replace("print(json.dumps(found | counted))", LOOKED_UP)
     found = run(program)
     assert found["compiled"] == 0
-    assert not found["looked up"]
+    assert not found["cpython.rangeobj"]
+    assert not found["np.linalg"]
+
+
+def test_what_is_compiled_needs_neither_all_of_numba_nor_code_of_its_parts(tmp_path):
+    """Helpers become machine code within kernels only; what NumPy can do is not looked up."""
+    before = """
+from normalform.kernels import cpu_engine
+cpu_engine()
+from numba.core.codegen import JITCodeLibrary
+made, finalize = [], JITCodeLibrary._finalize_specific
+JITCodeLibrary._finalize_specific = lambda self: (made.append(self.name), finalize(self))[1]
+"""
+    program = digests(*FEW).replace("print(json.dumps(found | counted))", LOOKED_UP)
+    program = program.replace("json.dumps(counted", "json.dumps({'made': len(made)} | counted")
+    found = run(before + program, NUMBA_CACHE_DIR=str(tmp_path))
+    assert found["made"] == found["compiled"] > 0
+    assert found["cpython.rangeobj"]
+    assert not found["np.linalg"]
 
 
 def test_looking_for_garbage_goes_on_after_the_import(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
+from normalform.kernels.cpu.compiled import row_at
 from normalform.kernels.cpu.vectors import Values, mapped, summed
 
 SIZES = [*range(18), 23, 24, 25, 31, 32, 33, 39, 40, 41, 49, 63, 64, 65, 196, 1000]
@@ -28,22 +29,28 @@ _sums, _sums_one_by_one = summed(_powers, 2), summed(_powers, 2, at_once=1)
 
 
 @njit
+def row(values: NDArray[np.float64]) -> object:
+    """An array as the loops take it."""
+    return row_at(values.ctypes.data, values)
+
+
+@njit
 def scaled(y: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int) -> None:
-    _scaled((y,), start, stop, (x, 0.75, -0.5))
+    _scaled((row(y),), start, stop, (row(x), 0.75, -0.5))
 
 
 @njit
 def added(
     y: NDArray[np.float64], z: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int
 ) -> None:
-    _added((y, z), start, stop, (x, 3.0))
+    _added((row(y), row(z)), start, stop, (row(x), 3.0))
 
 
 @njit
 def streamed(
     y: NDArray[np.float64], x: NDArray[np.float64], start: int, stop: int, ahead: int
 ) -> None:
-    _streamed((y,), start, stop, (x, 0.25), ahead)
+    _streamed((row(y),), start, stop, (row(x), 0.25), ahead)
 
 
 @njit
@@ -51,24 +58,25 @@ def streamed_and_added(
     y: NDArray[np.float64], z: NDArray[np.float64], sums: NDArray[np.float64],
     x: NDArray[np.float64], start: int, stop: int, ahead: int,
 ) -> None:  # fmt: skip
-    _streamed_and_added((y, z, sums), start, stop, (x, 3.0), ahead)
+    _streamed_and_added((row(y), row(z), row(sums)), start, stop, (row(x), 3.0), ahead)
 
 
 @njit
 def added_far(sums: NDArray[np.float64], x: NDArray[np.float64], ahead: int) -> None:
-    _added_far((sums,), 0, x.size, (x, 2.0), ahead)
+    _added_far((row(sums),), 0, x.size, (row(x), 2.0), ahead)
 
 
 @njit
 def roots(
     a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], x: NDArray[np.float64]
 ) -> None:
-    _roots((a, b, c), 0, x.size, (x,))
+    _roots((row(a), row(b), row(c)), 0, x.size, (row(x),))
 
 
 @njit
 def sums(x: NDArray[np.float64], start: int, stop: int) -> tuple[tuple[float, float], ...]:
-    return _sums(start, stop, (x, 0.25)), _sums_one_by_one(start, stop, (x, 0.25))
+    operands = row(x), 0.25
+    return _sums(start, stop, operands), _sums_one_by_one(start, stop, operands)
 
 
 def numbers(size: int, dtype: type) -> NDArray[np.float64]:

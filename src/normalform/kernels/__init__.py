@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -60,12 +61,20 @@ def choose(kernel: str, x: Tensor) -> str:
 @cache
 def cpu_engine() -> ModuleType | str:
     """The kernels compiled by Numba, or why there are none. Numba is imported on first use."""
-    collects = gc.isenabled()
-    gc.disable()  # what imports make stays: to look for garbage took a third of their time
     try:
-        return import_module("normalform.kernels.cpu.steps")
+        with uncollected():
+            return import_module("normalform.kernels.cpu.steps")
     except (ImportError, OSError) as error:  # OSError: llvmlite does not find its library
         return f"Numba cannot be used: {error}"
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Without looking for garbage: what imports make stays, and it took a third of their time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.enable()

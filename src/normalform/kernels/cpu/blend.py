@@ -44,16 +44,16 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
     """
     slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
     to, step = p[b + t.AT_CELLS] + first_cell(p, b, u), p[t.CHANNEL_STEP]
-    near, rest, var = small[slots:], small[2 * slots :], small[3 * slots :]
+    near, rest, var = small + slots, small + 2 * slots, small + 3 * slots
     for cell in range(to + c0 // size, to + c1 // size):
         small[cell] = small[2 * cells + cell] = small[3 * cells + cell] = 0.0
     for unit in range(u, end):
         for piece in range(p[t.PIECES] if step == 1 else 1):
             at, of_cell = t.slot_of(p, unit, piece, c0) // p[t.RUN], size * step // p[t.RUN]
             if size == 1 and step == 1:
-                cell, origin = small[to + c0 :], small[cells + to + c0 :]
-                rows = cell, cell[2 * cells :], cell[3 * cells :]
-                of = small[at:], near[at:], rest[at:], var[at:], origin
+                cell, origin = small + to + c0, small + cells + to + c0
+                rows = cell, cell + 2 * cells, cell + 3 * cells
+                of = small + at, near + at, rest + at, var + at, origin
                 _side_by_side(rows, 0, c1 - c0, of)
                 continue
             for cell in range(to + c0 // size, to + c1 // size):
@@ -110,10 +110,10 @@ def given(x: Any, args: int, part: int) -> None:
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         if p[b + t.ROLE] == t.GIVEN:
-            to = small[p[b + t.AT_CELLS] :]
-            fill(to[: 4 * channels], 0.0)
-            widen(to[channels : 2 * channels], a[t.RUNNING_MEAN], t.ZERO, kind)
-            widen(to[3 * channels : 4 * channels], a[t.RUNNING_VAR], t.ZERO, kind)
+            to = small + p[b + t.AT_CELLS]
+            fill(to, 0.0, 4 * channels)
+            widen(to + channels, channels, a[t.RUNNING_MEAN], t.ZERO, kind)
+            widen(to + 3 * channels, channels, a[t.RUNNING_VAR], t.ZERO, kind)
 
 
 @small_kernel
@@ -124,8 +124,8 @@ def weigh(x: Any, args: int, part: int) -> None:
     for which in range(2):
         largest, total = -math.inf, 0.0
         for k in range(branches):
-            weight = weights[2 * k + which : 2 * k + which + 1]
-            widen(weight, a[t.MEAN_LOGITS + which], k, p[t.LOGIT_KIND])
+            weight = weights + 2 * k + which
+            widen(weight, 1, a[t.MEAN_LOGITS + which], k, p[t.LOGIT_KIND])
             largest = largest if largest > weight[0] else weight[0]
         for k in range(branches):
             weights[2 * k + which] = math.exp(weights[2 * k + which] - largest)
@@ -150,10 +150,10 @@ def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
     """High, low and rstd of the only branch; once a cell where it has several channels."""
     channels, cells, eps = p[t.CHANNELS], p[b + t.CELLS], double_of_bits(p[t.EPS])
     size = channels // p[b + t.GROUPS]
-    high, low = to[t.HIGH * channels :], to[t.LOW * channels :]
-    rstd = to[t.RSTD * channels :]
+    high, low = to + t.HIGH * channels, to + t.LOW * channels
+    rstd = to + t.RSTD * channels
     if size == 1:
-        of = cell[cells:], cell[2 * cells :], cell[3 * cells :], eps
+        of = cell + cells, cell + 2 * cells, cell + 3 * cells, eps
         _of_cells((high, low, rstd), c0, c1, of)
         return
     for g in range(c0 // size, c1 // size):
@@ -165,12 +165,12 @@ def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
 def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
     """The same of the weighted sums over the branches."""
     channels = p[t.CHANNELS]
-    near_of, rest_of = to[t.NEAR * channels :], to[t.REST * channels :]
-    apart_of, var_of = to[t.SHIFT * channels :], to[t.SCALE * channels :]
+    near_of, rest_of = to + t.NEAR * channels, to + t.REST * channels
+    apart_of, var_of = to + t.SHIFT * channels, to + t.SCALE * channels
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
+        cell = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
         for g in range(c0 // size, c1 // size):
             near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
@@ -181,7 +181,7 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
                     # Differences of means: a common offset must not be rounded into the blend.
                     apart_of[c] += to_mean * ((near - near_of[c]) + (rest - rest_of[c]))
                     var_of[c] += var
-    rows = to[t.HIGH * channels :], to[t.LOW * channels :], to[t.RSTD * channels :]
+    rows = to + t.HIGH * channels, to + t.LOW * channels, to + t.RSTD * channels
     _of_cells(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
 
 
@@ -199,17 +199,17 @@ _with_parameters = mapped(_scale_and_shift)
 def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
     """Scale and shift, with weight and bias, which come in place of what was blended."""
     channels, first = p[t.CHANNELS], u * p[t.PARAM_STEP] + c0
-    weight, bias = to[t.NEAR * channels :], to[t.REST * channels :]
+    weight, bias = to + t.NEAR * channels, to + t.REST * channels
     if a[t.WEIGHT] != 0:
-        widen(weight[c0:c1], a[t.WEIGHT], first, p[t.WEIGHT_KIND])
+        widen(weight + c0, c1 - c0, a[t.WEIGHT], first, p[t.WEIGHT_KIND])
     else:
-        fill(weight[c0:c1], 1.0)
+        fill(weight + c0, 1.0, c1 - c0)
     if a[t.BIAS] != 0:
-        widen(bias[c0:c1], a[t.BIAS], first, p[t.BIAS_KIND])
+        widen(bias + c0, c1 - c0, a[t.BIAS], first, p[t.BIAS_KIND])
     else:
-        fill(bias[c0:c1], 0.0)
-    rows = to[t.SCALE * channels :], to[t.SHIFT * channels :]
-    _with_parameters(rows, c0, c1, (to[t.RSTD * channels :], to[t.LOW * channels :], weight, bias))
+        fill(bias + c0, 0.0, c1 - c0)
+    rows = to + t.SCALE * channels, to + t.SHIFT * channels
+    _with_parameters(rows, c0, c1, (to + t.RSTD * channels, to + t.LOW * channels, weight, bias))
 
 
 @small_kernel
@@ -222,8 +222,8 @@ def mix(x: Any, args: int, part: int) -> None:
     small, b = t.numbers(a[t.SMALL], 0), t.AT_BRANCHES
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        to = small[p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS] :]
-        _unblended(p, small[p[b + t.AT_CELLS] + first_cell(p, b, u) :], b, to, c0, c1)
+        to = small + p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS]
+        _unblended(p, small + p[b + t.AT_CELLS] + first_cell(p, b, u), b, to, c0, c1)
         _coefficients(a, p, to, u, c0, c1)
 
 
@@ -234,7 +234,7 @@ def mix_several(x: Any, args: int, part: int) -> None:
     small = t.numbers(a[t.SMALL], 0)
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        to = small[p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS] :]
+        to = small + p[t.AT_SPREAD] + u * t.SPREAD * p[t.CHANNELS]
         _blended(p, small, u, to, c0, c1)
         _coefficients(a, p, to, u, c0, c1)
 
@@ -260,9 +260,9 @@ def track(x: Any, args: int, part: int) -> None:
     channels, kind, blocks = p[t.CHANNELS], p[t.RUNNING_KIND], p[b + t.BLOCKS]
     size = channels // groups
     both = t.numbers(a[t.SCRATCH], 0)
-    means, variances = both[:channels], both[channels : 2 * channels]
-    widen(means, a[t.RUNNING_MEAN], t.ZERO, kind)
-    widen(variances, a[t.RUNNING_VAR], t.ZERO, kind)
+    means, variances = both, both + channels
+    widen(means, channels, a[t.RUNNING_MEAN], t.ZERO, kind)
+    widen(variances, channels, a[t.RUNNING_VAR], t.ZERO, kind)
     for c in range(channels):
         mean, var = 0.0, 0.0
         for block in range(blocks):
@@ -274,5 +274,5 @@ def track(x: Any, args: int, part: int) -> None:
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
         a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
         a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
-    narrow(a[t.RUNNING_MEAN], t.ZERO, kind, means)
-    narrow(a[t.RUNNING_VAR], t.ZERO, kind, variances)
+    narrow(a[t.RUNNING_MEAN], t.ZERO, kind, means, channels)
+    narrow(a[t.RUNNING_VAR], t.ZERO, kind, variances, channels)

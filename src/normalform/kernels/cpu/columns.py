@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, helper, kernel, workspace
+from normalform.kernels.cpu.compiled import helper, kernel, row_at, workspace
 from normalform.kernels.cpu.planes import distances, gradient, output, products
 from normalform.kernels.cpu.vectors import (
     Values,
@@ -69,9 +69,8 @@ def _fours(p: Any, rows: int, ahead: int) -> int:
 @helper
 def _repeat(out: Any, values: int, times: int) -> None:
     """Repeat the values for every row that is folded into one."""
-    once = out[:values]
     for at in range(values, times * values, values):
-        copy(out[at : at + values], once)
+        copy(out + at, out, values)
 
 
 @helper
@@ -79,10 +78,10 @@ def _expand(source: Any, values: int, p: Any, out: Any) -> None:
     """One number a channel, repeated for every value of a folded row."""
     width = p[t.WIDTH]
     if width == 1:
-        copy(out[:values], source)
+        copy(out, source, values)
     else:
         for c in range(values // width):
-            fill(out[c * width : (c + 1) * width], source[c])
+            fill(out + c * width, source[c], width)
     _repeat(out, values, p[t.FOLD])
 
 
@@ -95,7 +94,7 @@ def _collapse(sums: Any, values: int, p: Any) -> None:
     width, left = p[t.WIDTH], p[t.FOLD] * values
     while left > values:
         half = (left // values + 1) // 2 * values
-        add((sums,), 0, left - half, (sums[half:],))
+        add((sums,), 0, left - half, (sums + half,))
         left = half
     sum_runs(sums, values // width, width)
 
@@ -119,12 +118,12 @@ _moments_of_four = mapped(_four_moments, adds=2, streams=4, at_once=2)
 @helper
 def _add_moments(p: Any, data: Any, s: Any, rows: int, step: int, n: int) -> None:
     """Add the values of each column, and their squares, as distances from its shift."""
-    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD])
+    sums, fours = (s + STEP, s + 2 * STEP), _fours(p, rows, p[t.AHEAD])
     for row in range(0, fours, 4):
-        x = data[row * step :]
-        _moments_of_four(sums, 0, n, (x, x[step:], x[2 * step :], x[3 * step :], s), 4 * p[t.AHEAD])
+        x = data + row * step
+        _moments_of_four(sums, 0, n, (x, x + step, x + 2 * step, x + 3 * step, s), 4 * p[t.AHEAD])
     for row in range(fours, rows):
-        _moments_of_row(sums, 0, n, (data[row * step :], s))
+        _moments_of_row(sums, 0, n, (data + row * step, s))
 
 
 @helper
@@ -132,35 +131,34 @@ def _sum_moments(
     data: Any, s: Any, steps: int, n: int, step: int, left: int, values: int, p: Any
 ) -> None:
     """Both sums of each channel about its shift."""
-    fill(s[STEP : STEP + n], 0.0)
-    fill(s[2 * STEP : 2 * STEP + n], 0.0)
+    fill(s + STEP, 0.0, n)
+    fill(s + 2 * STEP, 0.0, n)
     _add_moments(p, data, s, steps, step, n)
-    _add_moments(p, data[steps * step :], s, 1 if left > 0 else 0, step, left)
-    _collapse(s[STEP:], values, p)
-    _collapse(s[2 * STEP :], values, p)
+    _add_moments(p, data + steps * step, s, 1 if left > 0 else 0, step, left)
+    _collapse(s + STEP, values, p)
+    _collapse(s + 2 * STEP, values, p)
 
 
 @kernel
 def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
-    data, slots = array(x, x), t.numbers(a[t.SMALL], 0)
+    slots = t.numbers(a[t.SMALL], 0)
     s = _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
         width, count = p[t.WIDTH], rows * p[t.WIDTH]
         for c in range(c1 - c0):
-            shift = load(data, start + c * width)
-            fill(s[c * width : (c + 1) * width], shift)
+            fill(s + c * width, load(x, start + c * width), width)
         _repeat(s, values, p[t.FOLD])
         steps, n, step, left = _steps(p, rows, values)
-        _sum_moments(data[start:], s, steps, n, step, left, values, p)
-        if is_double(data):  # again about the means
+        _sum_moments(x + start, s, steps, n, step, left, values, p)
+        if is_double(x):  # again about the means
             for c in range(c1 - c0):
                 s[3 * STEP + c] = s[c * width] + s[STEP + c] / count
-            _expand(s[3 * STEP :], values, p, s)
-            _sum_moments(data[start:], s, steps, n, step, left, values, p)
+            _expand(s + 3 * STEP, values, p, s)
+            _sum_moments(x + start, s, steps, n, step, left, values, p)
         for c in range(c1 - c0):
             slot = t.slot_of(p, unit, piece, c0 + c)
             rest = s[STEP + c] / count
@@ -177,37 +175,37 @@ _outputs_of_four = mapped(output, streams=4, at_once=2)
 @helper
 def _apply(p: Any, data: Any, out: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``y = (x - high) * scale + shift``."""
-    at, fours = (s, s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD])
+    at, fours = (s, s + STEP, s + 2 * STEP), _fours(p, rows, p[t.AHEAD])
     for row in range(0, fours, 4):
-        x, y = data[row * step :], out[row * step :]
+        x, y = data + row * step, out + row * step
         _outputs_of_four(
-            (y, y[step:], y[2 * step :], y[3 * step :]),
+            (y, y + step, y + 2 * step, y + 3 * step),
             0,
             n,
-            (x, x[step:], x[2 * step :], x[3 * step :], *at),
+            (x, x + step, x + 2 * step, x + 3 * step, *at),
             4 * p[t.AHEAD],
         )
     for row in range(fours, rows):
-        _output((out[row * step :],), 0, n, (data[row * step :], *at), p[t.AHEAD])
+        _output((out + row * step,), 0, n, (data + row * step, *at), p[t.AHEAD])
 
 
 @kernel
 def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
     a, p = t.tables(args)
-    data, out = array(x, x), array(a[t.Y], x)
+    out = row_at(a[t.Y], x)
     spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
-        at = spread[t.SPREAD * t.spread_at(p, unit) + c0 :]
-        _expand(at[t.HIGH * p[t.CHANNELS] :], values, p, s)
-        _expand(at[t.SCALE * p[t.CHANNELS] :], values, p, s[STEP:])
-        _expand(at[t.SHIFT * p[t.CHANNELS] :], values, p, s[2 * STEP :])
+        at = spread + t.SPREAD * t.spread_at(p, unit) + c0
+        _expand(at + t.HIGH * p[t.CHANNELS], values, p, s)
+        _expand(at + t.SCALE * p[t.CHANNELS], values, p, s + STEP)
+        _expand(at + t.SHIFT * p[t.CHANNELS], values, p, s + 2 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _apply(p, data[start:], out[start:], s, steps, step, n)
-        _apply(p, data[end:], out[end:], s, 1 if left > 0 else 0, step, left)
+        _apply(p, x + start, out + start, s, steps, step, n)
+        _apply(p, x + end, out + end, s, 1 if left > 0 else 0, step, left)
 
 
 def _four_sums(*operands: Values) -> Sequence[Values]:
@@ -223,37 +221,37 @@ _sums_of_four = mapped(_four_sums, adds=2, streams=8, at_once=2)
 @helper
 def _add_sums(p: Any, data: Any, dy: Any, s: Any, rows: int, step: int, n: int) -> None:
     """Add dy of each column, and ``dy (x - high)``."""
-    sums, fours = (s[STEP:], s[2 * STEP :]), _fours(p, rows, p[t.AHEAD_BACK])
+    sums, fours = (s + STEP, s + 2 * STEP), _fours(p, rows, p[t.AHEAD_BACK])
     for row in range(0, fours, 4):
-        x, g = data[row * step :], dy[row * step :]
-        four = x, x[step:], x[2 * step :], x[3 * step :]
+        x, g = data + row * step, dy + row * step
+        four = x, x + step, x + 2 * step, x + 3 * step
         _sums_of_four(
-            sums, 0, n, (*four, g, g[step:], g[2 * step :], g[3 * step :], s), 4 * p[t.AHEAD_BACK]
+            sums, 0, n, (*four, g, g + step, g + 2 * step, g + 3 * step, s), 4 * p[t.AHEAD_BACK]
         )
     for row in range(fours, rows):
-        _sums_of_row(sums, 0, n, (data[row * step :], dy[row * step :], s))
+        _sums_of_row(sums, 0, n, (data + row * step, dy + row * step, s))
 
 
 @kernel
 def sums(x: Any, args: int, part: int) -> None:
     """Both sums of each channel in each piece."""
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
+    dy = row_at(a[t.DY], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     slots, s = t.numbers(a[t.SCRATCH], p[t.AT_SUMS]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
         high = t.SPREAD * t.spread_at(p, unit) + t.HIGH * p[t.CHANNELS] + c0
-        _expand(spread[high:], values, p, s)
+        _expand(spread + high, values, p, s)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        fill(s[STEP : STEP + n], 0.0)
-        fill(s[2 * STEP : 2 * STEP + n], 0.0)
-        _add_sums(p, data[start:], dy[start:], s, steps, step, n)
-        _add_sums(p, data[end:], dy[end:], s, 1 if left > 0 else 0, step, left)
-        _collapse(s[STEP:], values, p)
-        _collapse(s[2 * STEP :], values, p)
+        fill(s + STEP, 0.0, n)
+        fill(s + 2 * STEP, 0.0, n)
+        _add_sums(p, x + start, dy + start, s, steps, step, n)
+        _add_sums(p, x + end, dy + end, s, 1 if left > 0 else 0, step, left)
+        _collapse(s + STEP, values, p)
+        _collapse(s + 2 * STEP, values, p)
         for c in range(c1 - c0):
             slot = t.slot_of(p, unit, piece, c0 + c)
             slots[slot] = s[STEP + c]
@@ -267,19 +265,19 @@ _inputs_of_four = mapped(gradient, streams=8, at_once=2)
 @helper
 def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     """``dx = scale dy + (slope (x - high) + offset)``."""
-    at, fours = (s, s[STEP:], s[2 * STEP :], s[3 * STEP :]), _fours(p, rows, p[t.AHEAD_BACK])
+    at, fours = (s, s + STEP, s + 2 * STEP, s + 3 * STEP), _fours(p, rows, p[t.AHEAD_BACK])
     for row in range(0, fours, 4):
-        x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
-        four = x, x[step:], x[2 * step :], x[3 * step :]
+        x, g, d = data + row * step, dy + row * step, dx + row * step
+        four = x, x + step, x + 2 * step, x + 3 * step
         _inputs_of_four(
-            (d, d[step:], d[2 * step :], d[3 * step :]),
+            (d, d + step, d + 2 * step, d + 3 * step),
             0,
             n,
-            (*four, g, g[step:], g[2 * step :], g[3 * step :], *at),
+            (*four, g, g + step, g + 2 * step, g + 3 * step, *at),
             4 * p[t.AHEAD_BACK],
         )
     for row in range(fours, rows):
-        x, g, d = data[row * step :], dy[row * step :], dx[row * step :]
+        x, g, d = data + row * step, dy + row * step, dx + row * step
         _input_of((d,), 0, n, (x, g, *at), p[t.AHEAD_BACK])
 
 
@@ -287,23 +285,22 @@ def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n:
 def grad_input(x: Any, args: int, part: int) -> None:
     """The gradient of the input, with the statistics' part."""
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
-    dx, channels = array(a[t.DX], x), p[t.CHANNELS]
+    dy, dx, channels = row_at(a[t.DY], x), row_at(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     s = _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
-        at = spread[t.SPREAD * t.spread_at(p, unit) + c0 :]
-        to = terms[t.TERMS * t.spread_at(p, unit) + c0 :]
-        _expand(at[t.HIGH * channels :], values, p, s)
-        _expand(at[t.SCALE * channels :], values, p, s[STEP:])
-        _expand(to[t.SLOPE * channels :], values, p, s[2 * STEP :])
-        _expand(to[t.OFFSET * channels :], values, p, s[3 * STEP :])
+        at = spread + t.SPREAD * t.spread_at(p, unit) + c0
+        to = terms + t.TERMS * t.spread_at(p, unit) + c0
+        _expand(at + t.HIGH * channels, values, p, s)
+        _expand(at + t.SCALE * channels, values, p, s + STEP)
+        _expand(to + t.SLOPE * channels, values, p, s + 2 * STEP)
+        _expand(to + t.OFFSET * channels, values, p, s + 3 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _input(p, data[start:], dy[start:], dx[start:], s, steps, step, n)
-        _input(p, data[end:], dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
+        _input(p, x + start, dy + start, dx + start, s, steps, step, n)
+        _input(p, x + end, dy + end, dx + end, s, 1 if left > 0 else 0, step, left)
 
 
 _scaled = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
@@ -312,21 +309,21 @@ _scaled = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 @helper
 def _scale(p: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
     for row in range(rows):
-        _scaled((dx[row * step :],), 0, n, (dy[row * step :], s), p[t.AHEAD_BACK])
+        _scaled((dx + row * step,), 0, n, (dy + row * step, s), p[t.AHEAD_BACK])
 
 
 @kernel
 def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
-    dy, dx = array(a[t.DY], x), array(a[t.DX], x)
+    dy, dx = row_at(a[t.DY], x), row_at(a[t.DX], x)
     spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, _, c0, _, start, rows, values = _item(p, item)
         factor = t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c0
-        _expand(spread[factor:], values, p, s)
+        _expand(spread + factor, values, p, s)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
-        _scale(p, dy[start:], dx[start:], s, steps, step, n)
-        _scale(p, dy[end:], dx[end:], s, 1 if left > 0 else 0, step, left)
+        _scale(p, dy + start, dx + start, s, steps, step, n)
+        _scale(p, dy + end, dx + end, s, 1 if left > 0 else 0, step, left)

@@ -29,22 +29,23 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, serialize
-from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.target_extension import target_override
 from numba.extending import intrinsic as _intrinsic
 from numba.misc.appdirs import AppDirs
-from numba.np.arrayobj import populate_array
+
+from normalform.kernels import uncollected
+from normalform.kernels.cpu import target
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-# Without Numba's runtime, which code from disk would otherwise have to look up first.
-_CODE: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-_OPTIONS: dict[str, Any] = {**_CODE, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-helper = numba.njit(**_OPTIONS)
-inlined = numba.njit(forceinline=True, **_OPTIONS)  # a call takes as long as a short run
+_CODE = {"nopython": True, "error_model": "numpy", "_nrt": False, "no_rewrites": True}
+_OPTIONS = {**_CODE, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+helper = target.helper(**_OPTIONS)
+inlined = target.helper(forceinline=True, **_OPTIONS)  # a call takes as long as a short run
 
-_WORD = ir.IntType(64)
+_NUMBERS = types.CPointer(types.float64)
 
 # Takes one argument less than the function that it decorates.
 intrinsic: Any = _intrinsic
@@ -66,7 +67,7 @@ class Kernel:
         self.function, self.reads_x = function, reads_x
         self.__doc__, self.__name__ = function.__doc__, function.__name__
         self._address: dict[torch.dtype, int] = {}
-        self._compiled: list[CFunc] = []  # keeps the machine code alive
+        self._compiled: list[target.ForC] = []  # keeps the machine code alive
 
     def address(self, dtype: torch.dtype) -> int:
         """Where the machine code for tensors of ``dtype`` is, compiled or loaded if need be."""
@@ -94,11 +95,10 @@ def small_kernel(function: Callable[..., None]) -> Kernel:
     return Kernel(function, reads_x=False)
 
 
-def compile_function(function: Callable[..., Any], signature: Any) -> CFunc:
+def compile_function(function: Callable[..., Any], signature: Any) -> target.ForC:
     """Compile for C, or load what was compiled before."""
-    options = {"nopython": True, **_CODE}
-    with _lock:
-        compiled = CFunc(function, (signature.args, signature.return_type), {}, options)
+    with _lock, uncollected(), target_override(target.NAME):
+        compiled = target.ForC(function, (signature.args, signature.return_type), {}, _CODE)
         compiled._cache = _OnDisk(f"{function.__module__}.{function.__qualname__}")
         compiled.compile()
     return compiled
@@ -177,29 +177,25 @@ def _seal(code: bytes) -> bytes:
 
 
 @intrinsic
-def array(typing: Any, address: Any, like: Any) -> Any:
-    """The array at an address or pointer, as long as any.
-
-    ``like`` is the type of its elements, or a pointer to them.
-    """
-    kind = types.Array(like.dtype, 1, "C")
+def row_at(typing: Any, address: Any, like: Any) -> Any:
+    """The row at an address; ``like`` is the type of its values, or another row of them."""
+    kind = types.CPointer(like.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _array(context, builder, kind, args[0])
+        return builder.inttoptr(args[0], context.get_value_type(kind))
 
-    return kind(address, like), generate
+    return kind(types.int64, like), generate
 
 
 @intrinsic
 def numbers(typing: Any, address: Any, offset: Any) -> Any:
-    """The float64 numbers at an address, from an offset on."""
-    kind = types.Array(types.float64, 1, "C")
+    """The row of float64 numbers at an address, from an offset on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        first = builder.add(args[0], builder.mul(args[1], _WORD(8)))
-        return _array(context, builder, kind, first)
+        row = builder.inttoptr(args[0], context.get_value_type(_NUMBERS))
+        return builder.gep(row, [args[1]])
 
-    return kind(types.int64, types.int64), generate
+    return _NUMBERS(types.int64, types.int64), generate
 
 
 def workspace(size: int) -> Any:
@@ -207,26 +203,14 @@ def workspace(size: int) -> Any:
 
     @intrinsic
     def room(typing: Any) -> Any:
-        kind = types.Array(types.float64, 1, "C")
-
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             place = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
             place.align = 64
-            return _array(context, builder, kind, builder.ptrtoint(place, _WORD), size)
+            return builder.bitcast(place, context.get_value_type(_NUMBERS))
 
-        return kind(), generate
+        return _NUMBERS(), generate
 
     return room
-
-
-def _array(context: Any, builder: Any, kind: Any, address: Any, length: int = 1 << 40) -> Any:
-    made, size = context.make_array(kind)(context, builder), _WORD(kind.dtype.bitwidth // 8)
-    to_pointer = builder.inttoptr if address.type == _WORD else builder.bitcast
-    data = to_pointer(address, made.data.type)
-    populate_array(
-        made, data=data, shape=[_WORD(length)], strides=[size], itemsize=size, meminfo=None
-    )
-    return made._getvalue()
 
 
 def _reinterpret(source: Any, target: Any) -> Any:

@@ -28,29 +28,29 @@ def collect(x: Any, args: int, part: int) -> None:
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     alike = p[t.UNITS] if p[t.SPREAD_UNITS] < p[t.UNITS] else 1
-    totals, step = scratch[p[t.AT_SUMS] :], p[t.CHANNEL_STEP]
-    products = totals[p[t.SLOTS] * p[t.RUN] :]
+    totals, step = scratch + p[t.AT_SUMS], p[t.CHANNEL_STEP]
+    products = totals + p[t.SLOTS] * p[t.RUN]
     for u in range(u0, u1):
-        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        to = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-        total, product = to[t.TOTAL * channels + c0 :], to[t.PRODUCT * channels + c0 :]
-        fill(total[: c1 - c0], 0.0)
-        fill(product[: c1 - c0], 0.0)
+        at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels
+        to = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
+        total, product = to + t.TOTAL * channels + c0, to + t.PRODUCT * channels + c0
+        fill(total, 0.0, c1 - c0)
+        fill(product, 0.0, c1 - c0)
         for unit in range(u, u + alike):
             for piece in range(p[t.PIECES]):
                 slot = t.slot_of(p, unit, piece, c0)
                 if step == 1:
-                    _add_both((total, product), 0, c1 - c0, (totals[slot:], products[slot:]))
+                    _add_both((total, product), 0, c1 - c0, (totals + slot, products + slot))
                     continue
                 for j in range(c1 - c0):
                     total[j] += totals[slot + j * step]
                     product[j] += products[slot + j * step]
-        low, rstd = at[t.LOW * channels + c0 :], at[t.RSTD * channels + c0 :]
+        low, rstd = at + t.LOW * channels + c0, at + t.RSTD * channels + c0
         _of_statistics(
-            (to[t.DMEAN * channels + c0 :], to[t.DVAR * channels + c0 :]),
+            (to + t.DMEAN * channels + c0, to + t.DVAR * channels + c0),
             0,
             c1 - c0,
-            (total, product, low, at[t.SCALE * channels + c0 :], rstd, 0.5),
+            (total, product, low, at + t.SCALE * channels + c0, rstd, 0.5),
         )
 
 
@@ -69,16 +69,16 @@ def gather(x: Any, args: int, part: int) -> None:
             continue
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
         for u in range(u0, u1):
-            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
+            grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
             opens = u == 0 or first_cell(p, b, u) != first_cell(p, b, u - 1)
             if size == 1 and opens:
-                to = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) + c0 :]
-                copy(to[: c1 - c0], grads[t.DMEAN * channels + c0 :])
-                copy(to[cells : cells + c1 - c0], grads[t.DVAR * channels + c0 :])
+                to = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u) + c0
+                copy(to, grads + t.DMEAN * channels + c0, c1 - c0)
+                copy(to + cells, grads + t.DVAR * channels + c0, c1 - c0)
                 continue
             for g in range(c0 // size, c1 // size):
                 at = p[b + t.AT_GATHER] + first_cell(p, b, u) + g
-                of_mean, of_var = grads[t.DMEAN * channels :], grads[t.DVAR * channels :]
+                of_mean, of_var = grads + t.DMEAN * channels, grads + t.DVAR * channels
                 dmean, dvar = _both(g * size, (g + 1) * size, (of_mean, of_var))
                 scratch[at] = dmean if opens else scratch[at] + dmean
                 scratch[cells + at] = dvar if opens else scratch[cells + at] + dvar
@@ -103,11 +103,11 @@ def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int)
     """Slope and offset from the cells of the only branch; once a cell of several channels."""
     channels, b = p[t.CHANNELS], t.AT_BRANCHES
     size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-    slope, offset = to[t.SLOPE * channels :], to[t.OFFSET * channels :]
-    high_of, low_of = at[t.HIGH * channels :], at[t.LOW * channels :]
+    slope, offset = to + t.SLOPE * channels, to + t.OFFSET * channels
+    high_of, low_of = at + t.HIGH * channels, at + t.LOW * channels
     if size == 1:
-        cell_of = cell, cell[cells:], cell[2 * cells :]
-        operands = *cell_of, sums, sums[cells:], high_of, low_of, 2.0
+        cell_of = cell, cell + cells, cell + 2 * cells
+        operands = *cell_of, sums, sums + cells, high_of, low_of, 2.0
         _of_cells((slope, offset), c0, c1, operands)
         return
     for g in range(c0 // size, c1 // size):
@@ -123,14 +123,14 @@ def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int)
 def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int, c1: int) -> None:
     """The sum of this over the branches, and the unit's part in logit gradients."""
     channels, branches = p[t.CHANNELS], p[t.BRANCHES]
-    grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-    fill(to[t.SLOPE * channels + c0 : t.SLOPE * channels + c1], 0.0)
-    fill(to[t.OFFSET * channels + c0 : t.OFFSET * channels + c1], 0.0)
+    grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
+    fill(to + t.SLOPE * channels + c0, 0.0, c1 - c0)
+    fill(to + t.OFFSET * channels + c0, 0.0, c1 - c0)
     for k in range(branches):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
-        sums = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) :]
+        cell = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
+        sums = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
         logit_mean, logit_var = 0.0, 0.0
         for g in range(c0 // size, c1 // size):
@@ -161,10 +161,10 @@ def terms(x: Any, args: int, part: int) -> None:
     channels, b = p[t.CHANNELS], t.AT_BRANCHES
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        cell = small[p[b + t.AT_CELLS] + first_cell(p, b, u) :]
-        sums = scratch[p[b + t.AT_GATHER] + first_cell(p, b, u) :]
-        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
+        cell = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
+        sums = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
+        at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels
+        to = scratch + p[t.AT_TERMS] + u * t.TERMS * channels
         _unblended(p, cell, sums, at, to, c0, c1)
 
 
@@ -175,8 +175,8 @@ def terms_several(x: Any, args: int, part: int) -> None:
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     u0, u1, c0, c1 = t.spread_of(p, part)
     for u in range(u0, u1):
-        at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-        to = scratch[p[t.AT_TERMS] + u * t.TERMS * channels :]
+        at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels
+        to = scratch + p[t.AT_TERMS] + u * t.TERMS * channels
         _blended(p, small, scratch, u, at, to, c0, c1)
 
 
@@ -195,20 +195,20 @@ def parameters(x: Any, args: int, part: int) -> None:
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
     for first in range(sets):
-        sums = scratch[p[t.AT_GRADS] + first * t.GRADS * channels :]
-        dweight, dbias = sums[t.DMEAN * channels :], sums[t.DVAR * channels :]
-        fill(dweight[:channels], 0.0)
-        fill(dbias[:channels], 0.0)
+        sums = scratch + p[t.AT_GRADS] + first * t.GRADS * channels
+        dweight, dbias = sums + t.DMEAN * channels, sums + t.DVAR * channels
+        fill(dweight, 0.0, channels)
+        fill(dbias, 0.0, channels)
         for u in range(first, first + p[t.SPREAD_UNITS] // sets):
-            grads = scratch[p[t.AT_GRADS] + u * t.GRADS * channels :]
-            at = small[p[t.AT_SPREAD] + u * t.SPREAD * channels :]
-            both = grads[t.TOTAL * channels :], grads[t.PRODUCT * channels :]
-            operands = *both, at[t.LOW * channels :], at[t.RSTD * channels :]
+            grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
+            at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels
+            both = grads + t.TOTAL * channels, grads + t.PRODUCT * channels
+            operands = *both, at + t.LOW * channels, at + t.RSTD * channels
             _add_unit((dweight, dbias), 0, channels, operands)
         if a[t.DWEIGHT] != 0:
-            narrow(a[t.DWEIGHT], first * channels, p[t.WEIGHT_KIND], dweight[:channels])
+            narrow(a[t.DWEIGHT], first * channels, p[t.WEIGHT_KIND], dweight, channels)
         if a[t.DBIAS] != 0:
-            narrow(a[t.DBIAS], first * channels, p[t.BIAS_KIND], dbias[:channels])
+            narrow(a[t.DBIAS], first * channels, p[t.BIAS_KIND], dbias, channels)
 
 
 @small_kernel
@@ -228,4 +228,4 @@ def logits(x: Any, args: int, part: int) -> None:
             sums[i] = weights[i] * (sums[i] - common)
             if a[t.DMEAN_LOGITS + which] != 0:
                 to = a[t.DMEAN_LOGITS + which]
-                narrow(to, i // 2, p[t.LOGIT_KIND], sums[i : i + 1])
+                narrow(to, i // 2, p[t.LOGIT_KIND], sums + i, 1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, helper, inlined, kernel
+from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at
 from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
 
 
@@ -71,7 +71,7 @@ def moments_of(row: Any, start: int, stop: int) -> tuple[float, float, float]:
 def moments(x: Any, args: int, part: int) -> None:
     """Moments of each piece, or of each cell that is one run."""
     a, p = t.tables(args)
-    data, slots = array(x, x), t.numbers(a[t.SMALL], 0)
+    slots = t.numbers(a[t.SMALL], 0)
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
     for slot in range(first // p[t.RUN], last // p[t.RUN]):
@@ -80,7 +80,7 @@ def moments(x: Any, args: int, part: int) -> None:
         else:
             start, stop = _run(p, unit, c, piece)
             unit, c, piece = _after(p, unit, c, piece)
-        near, rest, var = moments_of(data, start, stop)
+        near, rest, var = moments_of(x, start, stop)
         slots[slot], slots[p[t.SLOTS] + slot] = stop - start, near
         slots[2 * p[t.SLOTS] + slot], slots[3 * p[t.SLOTS] + slot] = rest, var
 
@@ -98,7 +98,7 @@ _apply = mapped(output, streams=1, at_once=4)
 def apply(x: Any, args: int, part: int) -> None:
     """The output, from each plane's coefficients."""
     a, p = t.tables(args)
-    data, out = array(x, x), array(a[t.Y], x)
+    out = row_at(a[t.Y], x)
     spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
@@ -108,7 +108,7 @@ def apply(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
-        _apply((out,), start, stop, (data, high, scale, shift), p[t.AHEAD])
+        _apply((out,), start, stop, (x, high, scale, shift), p[t.AHEAD])
 
 
 def products(x: Values, dy: Values, high: Values) -> Sequence[Values]:
@@ -123,7 +123,7 @@ _sums = summed(products, 2)
 def sums(x: Any, args: int, part: int) -> None:
     """Both sums of each piece."""
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
+    dy = row_at(a[t.DY], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     slots = t.numbers(a[t.SCRATCH], p[t.AT_SUMS])
     first, last = t.items_of(p, part)
@@ -132,7 +132,7 @@ def sums(x: Any, args: int, part: int) -> None:
         start, stop = _run(p, unit, c, piece)
         high = spread[t.SPREAD * t.spread_at(p, unit) + t.HIGH * p[t.CHANNELS] + c]
         unit, c, piece = _after(p, unit, c, piece)
-        total, product = _sums(start, stop, (data, dy, high))
+        total, product = _sums(start, stop, (x, dy, high))
         slots[item], slots[p[t.SLOTS] * p[t.RUN] + item] = total, product
 
 
@@ -152,8 +152,7 @@ _scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
 def grad_input(x: Any, args: int, part: int) -> None:
     """The gradient of the input, with the statistics' part."""
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
-    dx, channels = array(a[t.DX], x), p[t.CHANNELS]
+    dy, dx, channels = row_at(a[t.DY], x), row_at(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)
@@ -163,14 +162,14 @@ def grad_input(x: Any, args: int, part: int) -> None:
         unit, c, piece = _after(p, unit, c, piece)
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        _input((dx,), start, stop, (data, dy, high, scale, slope, offset), p[t.AHEAD_BACK])
+        _input((dx,), start, stop, (x, dy, high, scale, slope, offset), p[t.AHEAD_BACK])
 
 
 @kernel
 def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
-    dy, dx = array(a[t.DY], x), array(a[t.DX], x)
+    dy, dx = row_at(a[t.DY], x), row_at(a[t.DX], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     first, last = t.items_of(p, part)
     unit, c, piece = _place(p, first)

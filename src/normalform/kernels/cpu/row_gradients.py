@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, helper, inlined, kernel, small_kernel, workspace
+from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
 from normalform.kernels.cpu.rows import first_of_four, fours_of, repeats
 from normalform.kernels.cpu.vectors import (
@@ -46,14 +46,14 @@ _rows_sums = summed(_four_products, 8, at_once=1)
 
 
 @inlined
-def _four_sums(data: Any, dy: Any, step: int, weight: Any, k: Any) -> None:
-    """Add those of four rows, ``step`` values apart, in the place of slope and offset."""
+def _four_sums(data: Any, dy: Any, step: int, n: int, weight: Any, k: Any) -> None:
+    """Add those of four rows of n, ``step`` values apart, in the place of slope and offset."""
     t0, q0, t1, q1, t2, q2, t3, q3 = _rows_sums(
         0,
-        weight.size,
+        n,
         (
-            data, data[step:], data[2 * step :], data[3 * step :],
-            dy, dy[step:], dy[2 * step :], dy[3 * step :], weight, k[0], k[5], k[10], k[15],
+            data, data + step, data + 2 * step, data + 3 * step,
+            dy, dy + step, dy + 2 * step, dy + 3 * step, weight, k[0], k[5], k[10], k[15],
         ),
     )  # fmt: skip
     k[3], k[4], k[8], k[9] = k[3] + q0, k[4] + t0, k[8] + q1, k[9] + t1
@@ -74,10 +74,10 @@ _row_gradients = mapped(_gradients, adds=2, streams=2)
 
 @inlined
 def _one(
-    data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any, ahead: int
+    data: Any, dy: Any, dx: Any, n: int, weight: Any, dweight: Any, dbias: Any, k: Any, ahead: int
 ) -> None:
     operands = data, dy, weight, k[0], k[1], k[2], k[3], k[4]
-    _row_gradients((dx, dweight, dbias), 0, weight.size, operands, ahead)
+    _row_gradients((dx, dweight, dbias), 0, n, operands, ahead)
 
 
 def _four_gradients(
@@ -94,17 +94,17 @@ _rows_gradients = mapped(_four_gradients, adds=2, streams=8)
 
 @inlined
 def _four(
-    data: Any, dy: Any, dx: Any, step: int,
+    data: Any, dy: Any, dx: Any, step: int, n: int,
     weight: Any, dweight: Any, dbias: Any, k: Any, ahead: int,
 ) -> None:  # fmt: skip
-    """The same of four rows, ``step`` values apart: weight and its sums are read once for all."""
+    """The same of four rows of n, ``step`` values apart; weight and its sums are read once."""
     _rows_gradients(
-        (dx, dx[step:], dx[2 * step :], dx[3 * step :], dweight, dbias),
+        (dx, dx + step, dx + 2 * step, dx + 3 * step, dweight, dbias),
         0,
-        weight.size,
+        n,
         (
-            data, data[step:], data[2 * step :], data[3 * step :],
-            dy, dy[step:], dy[2 * step :], dy[3 * step :], weight,
+            data, data + step, data + 2 * step, data + 3 * step,
+            dy, dy + step, dy + 2 * step, dy + 3 * step, weight,
             k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9],
             k[10], k[11], k[12], k[13], k[14], k[15], k[16], k[17], k[18], k[19],
         ),
@@ -122,41 +122,39 @@ def _terms(p: Any, k: Any) -> None:
 
 
 @helper
-def _sum_row(p: Any, data: Any, dy: Any, values: int, weight: Any, k: Any) -> None:
+def _sum_row(p: Any, data: Any, dy: Any, weight: Any, k: Any) -> None:
     """Both sums of a row, in the place of slope and offset."""
-    n, i = weight.size, 0
-    fill(k[3:5], 0.0)
+    values, n, i = p[t.TILE], p[t.LENGTH], 0
+    fill(k + 3, 0.0, 2)
     if repeats(p, n, values):
         for again in range(5, 20, 5):
-            copy(k[again : again + 5], k)
+            copy(k + again, k, 5)
         while i + 4 * n <= values:
-            _four_sums(data[i:], dy[i:], n, weight, k)
+            _four_sums(data + i, dy + i, n, n, weight, k)
             i += 4 * n
         k[3], k[4] = (k[3] + k[8]) + (k[13] + k[18]), (k[4] + k[9]) + (k[14] + k[19])
     while i < values:
         n = min(n, values - i)
-        total, product = _row_sums(0, n, (data[i:], dy[i:], weight, k[0]))
+        total, product = _row_sums(0, n, (data + i, dy + i, weight, k[0]))
         k[3], k[4] = k[3] + product, k[4] + total
         i += n
 
 
 @helper
 def _row(
-    p: Any, data: Any, dy: Any, dx: Any,
-    values: int, weight: Any, dweight: Any, dbias: Any, k: Any,
-) -> None:  # fmt: skip
+    p: Any, data: Any, dy: Any, dx: Any, weight: Any, dweight: Any, dbias: Any, k: Any
+) -> None:
     """The gradient of a row, and its part in those of weight and bias."""
-    n, i = weight.size, 0
+    values, n, i = p[t.TILE], p[t.LENGTH], 0
     if repeats(p, n, values):
         for again in range(5, 20, 5):
-            copy(k[again : again + 5], k)
+            copy(k + again, k, 5)
         while i + 4 * n <= values:
-            _four(data[i:], dy[i:], dx[i:], n, weight, dweight, dbias, k, p[t.AHEAD_BACK])
+            _four(data + i, dy + i, dx + i, n, n, weight, dweight, dbias, k, p[t.AHEAD_BACK])
             i += 4 * n
     while i < values:
         n = min(n, values - i)
-        row, g, out = data[i : i + n], dy[i : i + n], dx[i : i + n]
-        _one(row, g, out, weight[:n], dweight[:n], dbias[:n], k, p[t.AHEAD_BACK])
+        _one(data + i, dy + i, dx + i, n, weight, dweight, dbias, k, p[t.AHEAD_BACK])
         i += n
 
 
@@ -164,35 +162,34 @@ def _row(
 def backward(x: Any, args: int, part: int) -> None:
     """The gradient of some rows, and their part in those of weight and bias."""
     a, p = t.tables(args)
-    data, dy = array(x, x), array(a[t.DY], x)
-    dx, kept, values = array(a[t.DX], x), t.numbers(a[t.SMALL], 0), p[t.TILE]
+    dy, dx = row_at(a[t.DY], x), row_at(a[t.DX], x)
+    kept, values = t.numbers(a[t.SMALL], 0), p[t.TILE]
     weights, tiles, length = t.numbers(a[t.SCRATCH], 0), p[t.TILES], p[t.LENGTH]
     both, k = tiles * length + APART, _room()
     dweights = t.numbers(a[t.SCRATCH], p[t.AT_SUMS] + 2 * both * part)
-    dbiases = dweights[both:]
-    fill(dweights[: 2 * both], 0.0)
+    dbiases = dweights + both
+    fill(dweights, 0.0, 2 * both)
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start, p[t.AHEAD_BACK])
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
-        weight, dweight = weights[w : w + length], dweights[w : w + length]
         for j in range(4):
-            copy(k[5 * j : 5 * j + 3], kept[3 * (r + j * tiles) :])
-            fill(k[5 * j + 3 : 5 * j + 5], 0.0)
-        _four_sums(data[at:], dy[at:], step, weight, k)
+            copy(k + 5 * j, kept + 3 * (r + j * tiles), 3)
+            fill(k + 5 * j + 3, 0.0, 2)
+        _four_sums(x + at, dy + at, step, values, weights + w, k)
         for j in range(4):
-            _terms(p, k[5 * j :])
-        dbias, ahead = dbiases[w : w + length], 4 * step if p[t.AHEAD_BACK] >= 0 else -1
-        _four(data[at:], dy[at:], dx[at:], step, weight, dweight, dbias, k, ahead)
+            _terms(p, k + 5 * j)
+        ahead = 4 * step if p[t.AHEAD_BACK] >= 0 else -1
+        _four(
+            x + at, dy + at, dx + at, step, values, weights + w, dweights + w, dbiases + w, k, ahead
+        )
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
-        weight, dweight = weights[w : w + length], dweights[w : w + length]
-        copy(k[:3], kept[3 * r :])
-        _sum_row(p, data[at:], dy[at:], values, weight, k)
+        copy(k, kept + 3 * r, 3)
+        _sum_row(p, x + at, dy + at, weights + w, k)
         _terms(p, k)
-        dbias = dbiases[w : w + length]
-        _row(p, data[at:], dy[at:], dx[at:], values, weight, dweight, dbias, k)
+        _row(p, x + at, dy + at, dx + at, weights + w, dweights + w, dbiases + w, k)
 
 
 @small_kernel
@@ -204,11 +201,11 @@ def parameters(x: Any, args: int, part: int) -> None:
     parts = (p[t.ITEMS] + p[t.ITEMS_A_PART] - 1) // p[t.ITEMS_A_PART]
     both = 2 * (values + APART)
     for i in range(1, parts):
-        add((sums,), 0, both, (sums[both * i :],))
+        add((sums,), 0, both, (sums + both * i,))
     for which, kind in ((t.DWEIGHT, p[t.WEIGHT_KIND]), (t.DBIAS, p[t.BIAS_KIND])):
-        once = sums[values + APART :] if which == t.DBIAS else sums
+        once = sums + values + APART if which == t.DBIAS else sums
         for again in range(channels * width, values, channels * width):
-            add((once,), 0, channels * width, (once[again:],))
+            add((once,), 0, channels * width, (once + again,))
         sum_runs(once, channels, width)
         if a[which] != 0:
-            narrow(a[which], t.ZERO, kind, once[:channels])
+            narrow(a[which], t.ZERO, kind, once, channels)

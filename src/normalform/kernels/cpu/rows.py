@@ -13,11 +13,11 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import (
-    array,
     double_of_bits,
     helper,
     inlined,
     kernel,
+    row_at,
     small_kernel,
     workspace,
 )
@@ -44,36 +44,36 @@ _room = workspace(12)
 
 
 @helper
-def _wide(address: int, kind: int, default: float, channels: int, width: int, out: Any) -> None:
-    """A parameter in float64, ``width`` times each, and again until ``out`` is full."""
+def _wide(p: Any, address: int, kind: int, default: float, out: Any) -> None:
+    """A parameter in float64, one for each value until they repeat."""
+    channels, width, values = p[t.CHANNELS], p[t.WIDTH], p[t.TILES] * p[t.LENGTH]
     if address == 0:
-        fill(out, default)
+        fill(out, default, values)
         return
-    widen(out[:channels], address, t.ZERO, kind)
+    widen(out, channels, address, t.ZERO, kind)
     if width > 1:
         for c in range(channels - 1, -1, -1):
-            fill(out[c * width : (c + 1) * width], out[c])
+            fill(out + c * width, out[c], width)
     once = channels * width  # which is not all where channels are last
-    for again in range(once, out.size, once):
-        copy(out[again : again + once], out)
+    for again in range(once, values, once):
+        copy(out + again, out, once)
 
 
 @small_kernel
 def expand(x: Any, args: int, part: int) -> None:
     """Weight and bias in float64, one for each value until they repeat."""
     a, p = t.tables(args)
-    wide, channels, width = t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS], p[t.WIDTH]
-    values = p[t.TILES] * p[t.LENGTH]
-    _wide(a[t.WEIGHT], p[t.WEIGHT_KIND], 1.0, channels, width, wide[:values])
-    _wide(a[t.BIAS], p[t.BIAS_KIND], 0.0, channels, width, wide[values : 2 * values])
+    wide = t.numbers(a[t.SCRATCH], 0)
+    _wide(p, a[t.WEIGHT], p[t.WEIGHT_KIND], 1.0, wide)
+    _wide(p, a[t.BIAS], p[t.BIAS_KIND], 0.0, wide + p[t.TILES] * p[t.LENGTH])
 
 
 @helper
-def _row_moments(row: Any, center: int, k: Any) -> None:
+def _row_moments(row: Any, values: int, center: int, k: Any) -> None:
     """A point near the mean, the mean's distance from it, the variance; or 0, 0, mean square."""
     near, rest, square, count = 0.0, 0.0, 0.0, 0
-    for start in range(0, row.size, PIECE):
-        stop = min(start + PIECE, row.size)
+    for start in range(0, values, PIECE):
+        stop = min(start + PIECE, values)
         if center == 0:
             square += run_moments(start, stop, (row, 0.0))[1]
             continue
@@ -85,7 +85,7 @@ def _row_moments(row: Any, center: int, k: Any) -> None:
         square += (stop - start) * (var + apart * apart * (count / after))
         rest += apart * ((stop - start) / after)
         count = after
-    k[0], k[1], k[2] = near, rest, square / row.size
+    k[0], k[1], k[2] = near, rest, square / values
 
 
 def _distances(
@@ -101,7 +101,7 @@ _four_distances = summed(_distances, 8, at_once=1)
 @inlined
 def _four_moments(data: Any, step: int, n: int, k: Any) -> None:
     """In the place of points near the means of four short rows their distance, and variances."""
-    rows = data, data[step:], data[2 * step :], data[3 * step :]
+    rows = data, data + step, data + 2 * step, data + 3 * step
     t0, t1, t2, t3, q0, q1, q2, q3 = _four_distances(0, n, (*rows, k[0], k[3], k[6], k[9]))
     k[1], k[4], k[7], k[10] = t0 / n, t1 / n, t2 / n, t3 / n
     k[2], k[5], k[8], k[11] = q0 / n, q1 / n, q2 / n, q3 / n
@@ -130,8 +130,8 @@ _write_values = mapped(lambda *operands: (_output(*operands),), streams=1)
 
 
 @inlined
-def _write_one(row: Any, y: Any, weight: Any, bias: Any, k: Any, ahead: int) -> None:
-    _write_values((y,), 0, weight.size, (row, weight, bias, k[0], k[1] * k[2], k[2]), ahead)
+def _write_one(row: Any, y: Any, n: int, weight: Any, bias: Any, k: Any, ahead: int) -> None:
+    _write_values((y,), 0, n, (row, weight, bias, k[0], k[1] * k[2], k[2]), ahead)
 
 
 def _outputs(
@@ -145,14 +145,16 @@ _write_rows = mapped(_outputs, streams=0)
 
 
 @inlined
-def _write_four(data: Any, out: Any, step: int, weight: Any, bias: Any, k: Any, ahead: int) -> None:
-    """Four rows, ``step`` values apart: weight and bias are read once for all."""
+def _write_four(
+    data: Any, out: Any, step: int, n: int, weight: Any, bias: Any, k: Any, ahead: int
+) -> None:
+    """Four rows of n, ``step`` values apart: weight and bias are read once for all."""
     _write_rows(
-        (out, out[step:], out[2 * step :], out[3 * step :]),
+        (out, out + step, out + 2 * step, out + 3 * step),
         0,
-        weight.size,
+        n,
         (
-            data, data[step:], data[2 * step :], data[3 * step :], weight, bias,
+            data, data + step, data + 2 * step, data + 3 * step, weight, bias,
             k[0], k[1] * k[2], k[2], k[3], k[4] * k[5], k[5],
             k[6], k[7] * k[8], k[8], k[9], k[10] * k[11], k[11],
         ),
@@ -196,18 +198,18 @@ def repeats(p: Any, n: int, values: int) -> bool:
 
 
 @helper
-def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any, k: Any) -> None:
+def _write_row(p: Any, data: Any, out: Any, weight: Any, bias: Any, k: Any) -> None:
     """A row; where weights repeat within it, four times as many values at once."""
-    n, i = weight.size, 0
+    values, n, i = p[t.TILE], p[t.LENGTH], 0
     if repeats(p, n, values):
         for again in range(3, 12, 3):
-            copy(k[again : again + 3], k)
+            copy(k + again, k, 3)
         while i + 4 * n <= values:
-            _write_four(data[i:], out[i:], n, weight, bias, k, p[t.AHEAD])
+            _write_four(data + i, out + i, n, n, weight, bias, k, p[t.AHEAD])
             i += 4 * n
     while i < values:
         n = min(n, values - i)
-        _write_one(data[i : i + n], out[i : i + n], weight[:n], bias[:n], k, p[t.AHEAD])
+        _write_one(data + i, out + i, n, weight, bias, k, p[t.AHEAD])
         i += n
 
 
@@ -215,28 +217,25 @@ def _write_row(p: Any, data: Any, out: Any, values: int, weight: Any, bias: Any,
 def forward(x: Any, args: int, part: int) -> None:
     """The output of some rows, and their mean and rstd."""
     a, p = t.tables(args)
-    data, out = array(x, x), array(a[t.Y], x)
+    out = row_at(a[t.Y], x)
     kept, values, tiles = t.numbers(a[t.SMALL], 0), p[t.TILE], p[t.TILES]
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
-    biases, eps, k = weights[tiles * length :], double_of_bits(p[t.EPS]), _room()
+    biases, eps, k = weights + tiles * length, double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
     fours = fours_of(p, end - start, p[t.AHEAD])
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
-        if values <= PIECE and not is_double(data):
-            _short_moments(data[at:], step, values, p[t.CENTER], k)
+        if values <= PIECE and not is_double(x):
+            _short_moments(x + at, step, values, p[t.CENTER], k)
         else:
             for j in range(4):
-                row = at + j * step
-                _row_moments(data[row : row + values], p[t.CENTER], k[3 * j :])
+                _row_moments(x + at + j * step, values, p[t.CENTER], k + 3 * j)
         for j in range(4):
-            _coefficients(k[3 * j :], eps, kept[3 * (r + j * tiles) :])
-        weight, bias = weights[w : w + length], biases[w : w + length]
-        _write_four(data[at:], out[at:], step, weight, bias, k, p[t.AHEAD])
+            _coefficients(k + 3 * j, eps, kept + 3 * (r + j * tiles))
+        _write_four(x + at, out + at, step, values, weights + w, biases + w, k, p[t.AHEAD])
     for r in range(start + 4 * fours, end):
         w, at = r % tiles * length, r * values
-        _row_moments(data[at : at + values], p[t.CENTER], k)
-        _coefficients(k, eps, kept[3 * r :])
-        weight, bias = weights[w : w + length], biases[w : w + length]
-        _write_row(p, data[at:], out[at:], values, weight, bias, k)
+        _row_moments(x + at, values, p[t.CENTER], k)
+        _coefficients(k, eps, kept + 3 * r)
+        _write_row(p, x + at, out + at, weights + w, biases + w, k)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from normalform.kernels.cpu.compiled import array, helper
+from normalform.kernels.cpu.compiled import helper, row_at
 from normalform.kernels.cpu.compiled import numbers as numbers
 
 # Of each call: addresses, 0 for what is not there. Those of the forward come first.
@@ -61,8 +61,8 @@ ZERO: Any = np.int64(0)
 @helper
 def tables(args: int) -> tuple[Any, Any]:
     """Both tables."""
-    a = array(args, np.int64)
-    return a, array(a[PLAN], np.int64)
+    a = row_at(args, np.int64)
+    return a, row_at(a[PLAN], np.int64)
 
 
 @helper

@@ -29,7 +29,7 @@ import torch
 from numba import types
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import array, call, compile_function, fence, helper
+from normalform.kernels.cpu.compiled import call, compile_function, fence, helper, row_at
 
 # A program: number of phases; for each, first part, number of parts, number of kernels, addresses
 # of kernels.
@@ -89,8 +89,8 @@ if hasattr(os, "register_at_fork"):
 
 @helper
 def _share(args: int, phase: int, thread: int, threads: int) -> None:
-    a = array(args, np.int64)
-    phases = array(a[t.PROGRAM], np.int64)
+    a = row_at(args, np.int64)
+    phases = row_at(a[t.PROGRAM], np.int64)
     at = 1 + PHASE * phase
     first, parts = phases[at], phases[at + 1]
     for part in range(thread * parts // threads, (thread + 1) * parts // threads):
@@ -101,15 +101,15 @@ def _share(args: int, phase: int, thread: int, threads: int) -> None:
 
 def _all(args: int) -> None:
     """A whole program."""
-    a = array(args, np.int64)
-    for phase in range(array(a[t.PROGRAM], np.int64)[0]):
+    a = row_at(args, np.int64)
+    for phase in range(row_at(a[t.PROGRAM], np.int64)[0]):
         _share(args, phase, 0, 1)
 
 
 def _member(args: int) -> None:
     """What each thread of an OpenMP team does."""
-    a = array(args, np.int64)
-    for phase in range(array(a[t.PROGRAM], np.int64)[0]):
+    a = row_at(args, np.int64)
+    for phase in range(row_at(a[t.PROGRAM], np.int64)[0]):
         _share(args, phase, _thread_num(), _num_threads())
         _barrier()
 

@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 
 from normalform.kernels.cpu import memory
-from normalform.kernels.cpu.compiled import array, helper, inlined, intrinsic
+from normalform.kernels.cpu.compiled import helper, inlined, intrinsic, row_at
 from normalform.kernels.cpu.memory import DOUBLE, INT, LANES, LINE, WORD, constant, splat
 
 _FEWEST = 128  # values that are worth writing past the cache
@@ -85,9 +85,9 @@ def mapped(
     """
 
     def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        operands = _reader(context, builder, signature.args[3], args[3])
-        to = [*_rows(context, builder, signature.args[0], args[0]).values()]
-        sources = [*_rows(context, builder, signature.args[3], args[3]).values()][: streams or 0]
+        operands = _reader(builder, signature.args[3], args[3])
+        to = [*_rows(builder, signature.args[0], args[0]).values()]
+        sources = [*_rows(builder, signature.args[3], args[3]).values()][: streams or 0]
         written = len(to) - adds
 
         def emit(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
@@ -147,7 +147,7 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
         result = types.UniTuple(types.float64, count)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values = _reader(context, builder, operands, args[2])
+            values = _reader(builder, operands, args[2])
             zeros, zero = constant(DOUBLE, 0.0, LANES), constant(DOUBLE, 0.0, 1)
             totals = [
                 [cgutils.alloca_once_value(builder, each) for each in [zeros] * at_once + [zero]]
@@ -177,15 +177,15 @@ add, total = mapped(lambda row: (row,), adds=1), summed(lambda row: (row,), 1)
 
 
 @inlined
-def fill(row: Any, value: float) -> None:
-    """``row[:] = value``."""
-    _fill((row,), 0, row.size, (value,))
+def fill(row: Any, value: float, count: int) -> None:
+    """``row[:count] = value``."""
+    _fill((row,), 0, count, (value,))
 
 
 @inlined
-def copy(row: Any, source: Any) -> None:
-    """``row[:] = source``."""
-    _copy((row,), 0, row.size, (source,))
+def copy(row: Any, source: Any, count: int) -> None:
+    """``row[:count] = source[:count]``."""
+    _copy((row,), 0, count, (source,))
 
 
 @helper
@@ -197,25 +197,25 @@ def sum_runs(row: Any, runs: int, width: int) -> None:
 
 
 @helper
-def widen(row: Any, address: int, first: int, kind: int) -> None:
+def widen(row: Any, count: int, address: int, first: int, kind: int) -> None:
     """Parameters of one of ``KINDS``, from the one numbered ``first`` on, in float64."""
     if kind == 0:
-        _copy((row,), 0, row.size, (array(address, np.float32)[first:],))
+        _copy((row,), 0, count, (row_at(address, np.float32) + first,))
     elif kind == 1:
-        _copy((row,), 0, row.size, (array(address, np.float64)[first:],))
+        _copy((row,), 0, count, (row_at(address, np.float64) + first,))
     else:
-        _copy((row,), 0, row.size, (array(address, np.uint16)[first:],))
+        _copy((row,), 0, count, (row_at(address, np.uint16) + first,))
 
 
 @helper
-def narrow(address: int, first: int, kind: int, row: Any) -> None:
+def narrow(address: int, first: int, kind: int, row: Any, count: int) -> None:
     """Write them, rounded."""
     if kind == 0:
-        _copy((array(address, np.float32)[first:],), 0, row.size, (row,))
+        _copy((row_at(address, np.float32) + first,), 0, count, (row,))
     elif kind == 1:
-        _copy((array(address, np.float64)[first:],), 0, row.size, (row,))
+        _copy((row_at(address, np.float64) + first,), 0, count, (row,))
     else:
-        _copy((array(address, np.uint16)[first:],), 0, row.size, (row,))
+        _copy((row_at(address, np.uint16) + first,), 0, count, (row,))
 
 
 @intrinsic
@@ -223,8 +223,7 @@ def load(typing: Any, row: Any, i: Any) -> Any:
     """``row[i]`` in float64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(row)(context, builder, args[0]).data
-        return memory.read(builder, row.dtype, data, args[1], 1)
+        return memory.read(builder, row.dtype, args[0], args[1], 1)
 
     return types.float64(row, types.int64), generate
 
@@ -307,9 +306,9 @@ def _lines(
         _vectors(builder, last, stop, 1, emit)
 
 
-def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
+def _reader(builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
     """A function of a place and a number of lanes: the operands there."""
-    rows = _rows(context, builder, kinds, operands)
+    rows = _rows(builder, kinds, operands)
     given = cgutils.unpack_tuple(builder, operands)
 
     def read(at: Any, lanes: int) -> list[Values]:
@@ -322,13 +321,13 @@ def _reader(context: Any, builder: Any, kinds: Any, operands: Any) -> Callable[.
     return read
 
 
-def _rows(context: Any, builder: Any, kinds: Any, operands: Any) -> dict[int, tuple[Any, Any]]:
+def _rows(builder: Any, kinds: Any, operands: Any) -> dict[int, tuple[Any, Any]]:
     """What each row among the operands holds, and where it begins."""
     given = zip(kinds, cgutils.unpack_tuple(builder, operands), strict=True)
     return {
-        i: (kind.dtype, context.make_array(kind)(context, builder, value).data)
+        i: (kind.dtype, value)
         for i, (kind, value) in enumerate(given)
-        if isinstance(kind, types.Array)
+        if isinstance(kind, types.CPointer)
     }
 
 
