@@ -297,8 +297,8 @@ MUTANTS = [
     Mutant(
         "variances blended by the weights of the means, compiled",
         blend,
-        "to_var * cell[3 * cells + g]",
-        "to_mean * cell[3 * cells + g]",
+        "c0, c1, (near, rest, var, to_var))",
+        "c0, c1, (near, rest, var, to_mean))",
         compiled_plain("switch, parts"),
     ),
     Mutant(
@@ -389,15 +389,43 @@ MUTANTS = [
     Mutant(
         "gradient of a blend without the share of the mean",
         gradients,
-        "to_mean * sums[g] / n",
-        "0.0",
+        "to_mean * dmean, dvar",
+        "to_mean * (dmean - dmean), dvar",
         compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "variances blended by the weights of the means, cells of several channels",
+        blend,
+        "start, stop, (*of_cell, to_var))",
+        "start, stop, (*of_cell, to_mean))",
+        compiled_plain("switch, groups"),
+    ),
+    Mutant(
+        "gradients of a blend's cells with the mean's in the place of the variance's",
+        gradients,
+        "c0, c1, (of_mean, of_var))",
+        "c0, c1, (of_mean, of_mean))",
+        compiled_plain("switch, parts"),
+    ),
+    Mutant(
+        "gradients of logits from the last cell alone",
+        gradients,
+        "logit_mean + own_mean, logit_var + own_var",
+        "own_mean, own_var",
+        compiled_plain("switch, groups"),
+    ),
+    Mutant(
+        "gradients of weight and bias of the first share again",
+        gradients,
+        "c0 = part * SHARE",
+        "c0 = 0",
+        compiled_plain("switch, tiles"),
     ),
     Mutant(
         "gradient of a blend with half the share of the variance",
         gradients,
-        "to_var * 2.0 * sums",
-        "to_var * sums",
+        "2.0 * to_var",
+        "to_var",
         compiled_plain("switch, parts"),
     ),
     Mutant(

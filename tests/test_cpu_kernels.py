@@ -27,6 +27,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "group, pieces": (lambda: nf.GroupNorm(2, 4), (1, 4, 191, 181), False),
     "switch, pieces": (lambda: nf.SwitchNorm2d(3), (2, 3, 191, 181), False),
     "switch, parts": (lambda: nf.SwitchNorm2d(16), (8, 16, 24, 25), False),
+    "switch, groups": (
+        lambda: nf.SwitchNorm2d(12, over=("group:3", "layer", "batch")),
+        (5, 12, 30, 31),
+        False,
+    ),
     "group, parts": (lambda: nf.GroupNorm(4, 16), (8, 16, 24, 25), False),
     "instance, tracked": (
         lambda: nf.InstanceNorm2d(6, affine=True, track_running_stats=True),

@@ -161,6 +161,23 @@ def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
         _of_cells((high, low, rstd), g * size, (g + 1) * size, of_cell)
 
 
+def _first(
+    near: Values, rest: Values, var: Values, to_var: Values
+) -> tuple[Values, Values, Values, Values]:
+    return near, rest, rest, to_var * var
+
+
+def _further(
+    near: Values, rest: Values, var: Values, near_of: Values, rest_of: Values,
+    to_mean: Values, to_var: Values,
+) -> tuple[Values, Values]:  # fmt: skip
+    # Differences of means: a common offset must not be rounded into the blend.
+    return to_mean * ((near - near_of) + (rest - rest_of)), to_var * var
+
+
+_of_first, _of_further = mapped(_first), mapped(_further, adds=2)
+
+
 @helper
 def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
     """The same of the weighted sums over the branches."""
@@ -171,16 +188,22 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
         cell = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
+        near, rest, var = cell + cells, cell + 2 * cells, cell + 3 * cells
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
+        if size == 1:
+            if k == 0:
+                _of_first((near_of, rest_of, apart_of, var_of), c0, c1, (near, rest, var, to_var))
+            else:
+                of = near, rest, var, near_of, rest_of, to_mean, to_var
+                _of_further((apart_of, var_of), c0, c1, of)
+            continue
         for g in range(c0 // size, c1 // size):
-            near, rest, var = cell[cells + g], cell[2 * cells + g], to_var * cell[3 * cells + g]
-            for c in range(g * size, (g + 1) * size):
-                if k == 0:
-                    near_of[c], rest_of[c], apart_of[c], var_of[c] = near, rest, rest, var
-                else:
-                    # Differences of means: a common offset must not be rounded into the blend.
-                    apart_of[c] += to_mean * ((near - near_of[c]) + (rest - rest_of[c]))
-                    var_of[c] += var
+            start, stop, of_cell = g * size, (g + 1) * size, (near[g], rest[g], var[g])
+            if k == 0:
+                _of_first((near_of, rest_of, apart_of, var_of), start, stop, (*of_cell, to_var))
+            else:
+                of_all = *of_cell, near_of, rest_of, to_mean, to_var
+                _of_further((apart_of, var_of), start, stop, of_all)
     rows = to + t.HIGH * channels, to + t.LOW * channels, to + t.RSTD * channels
     _of_cells(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
 

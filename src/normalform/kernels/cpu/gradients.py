@@ -7,7 +7,10 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.blend import first_cell
 from normalform.kernels.cpu.compiled import helper, small_kernel
-from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
+from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, summed
+
+# Channels whose gradients of weight and bias one thread sums at a time.
+SHARE = 512
 
 
 def _gradients(
@@ -71,14 +74,16 @@ def gather(x: Any, args: int, part: int) -> None:
         for u in range(u0, u1):
             grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
             opens = u == 0 or first_cell(p, b, u) != first_cell(p, b, u - 1)
-            if size == 1 and opens:
-                to = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u) + c0
-                copy(to, grads + t.DMEAN * channels + c0, c1 - c0)
-                copy(to + cells, grads + t.DVAR * channels + c0, c1 - c0)
+            of_mean, of_var = grads + t.DMEAN * channels, grads + t.DVAR * channels
+            if size == 1:
+                to = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
+                if opens:
+                    fill(to + c0, 0.0, c1 - c0)
+                    fill(to + cells + c0, 0.0, c1 - c0)
+                _add_both((to, to + cells), c0, c1, (of_mean, of_var))
                 continue
             for g in range(c0 // size, c1 // size):
                 at = p[b + t.AT_GATHER] + first_cell(p, b, u) + g
-                of_mean, of_var = grads + t.DMEAN * channels, grads + t.DVAR * channels
                 dmean, dvar = _both(g * size, (g + 1) * size, (of_mean, of_var))
                 scratch[at] = dmean if opens else scratch[at] + dmean
                 scratch[cells + at] = dvar if opens else scratch[cells + at] + dvar
@@ -119,6 +124,23 @@ def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int)
         _of_cells((slope, offset), first, first + size, of)
 
 
+def _branch_of_channels(
+    n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
+    high: Values, low: Values, to_mean: Values, twice_to_var: Values,
+) -> tuple[Values, Values]:  # fmt: skip
+    return _cells_of_channels(n, near, rest, to_mean * dmean, dvar, high, low, twice_to_var)
+
+
+def _of_weights(
+    near: Values, rest: Values, var: Values, high: Values, low: Values, dmean: Values, dvar: Values
+) -> tuple[Values, Values]:
+    """How much they would gain by a branch."""
+    return -(dmean * ((high - near) + (low - rest))), dvar * var
+
+
+_add_branch, _to_logits = mapped(_branch_of_channels, adds=2), summed(_of_weights, 2)
+
+
 @helper
 def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int, c1: int) -> None:
     """The sum of this over the branches, and the unit's part in logit gradients."""
@@ -126,25 +148,28 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
     grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
     fill(to + t.SLOPE * channels + c0, 0.0, c1 - c0)
     fill(to + t.OFFSET * channels + c0, 0.0, c1 - c0)
+    high, low = at + t.HIGH * channels, at + t.LOW * channels
+    dmean, dvar = grads + t.DMEAN * channels, grads + t.DVAR * channels
+    terms = to + t.SLOPE * channels, to + t.OFFSET * channels
     for k in range(branches):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
-        cell = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
-        sums = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
+        n = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
+        near, rest, var = n + cells, n + 2 * cells, n + 3 * cells
+        of_mean = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
+        of_var = of_mean + cells
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
-        logit_mean, logit_var = 0.0, 0.0
-        for g in range(c0 // size, c1 // size):
-            n, level, tilt = cell[g], 0.0, 0.0
-            if n > 0.0:  # running statistics are constants
-                level, tilt = to_mean * sums[g] / n, to_var * 2.0 * sums[cells + g] / n
-            near, rest, var = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g]
-            for c in range(g * size, (g + 1) * size):
-                low = at[t.LOW * channels + c]
-                apart = (at[t.HIGH * channels + c] - near) + (low - rest)
-                to[t.SLOPE * channels + c] += tilt
-                to[t.OFFSET * channels + c] += level + tilt * (apart - low)
-                logit_mean -= grads[t.DMEAN * channels + c] * apart
-                logit_var += grads[t.DVAR * channels + c] * var
+        by, logit_mean, logit_var = (high, low, to_mean, 2.0 * to_var), 0.0, 0.0
+        if size == 1:
+            _add_branch(terms, c0, c1, (n, near, rest, of_mean, of_var, *by))
+            logit_mean, logit_var = _to_logits(c0, c1, (near, rest, var, high, low, dmean, dvar))
+        else:
+            for g in range(c0 // size, c1 // size):
+                start, stop, of_cell = g * size, (g + 1) * size, (near[g], rest[g])
+                _add_branch(terms, start, stop, (n[g], *of_cell, of_mean[g], of_var[g], *by))
+                operands = *of_cell, var[g], high, low, dmean, dvar
+                own_mean, own_var = _to_logits(start, stop, operands)
+                logit_mean, logit_var = logit_mean + own_mean, logit_var + own_var
         scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
         scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
 
@@ -190,25 +215,30 @@ _add_unit = mapped(_parameters, adds=2)
 
 @small_kernel
 def parameters(x: Any, args: int, part: int) -> None:
-    """The gradients of weight and bias, summed in the place of those of a unit's statistics."""
+    """The gradients of weight and bias, summed in the place of those of a unit's statistics.
+
+    A part is ``SHARE`` channels.
+    """
     a, p = t.tables(args)
     small, scratch, channels = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0), p[t.CHANNELS]
     sets = p[t.SPREAD_UNITS] if p[t.PARAM_STEP] > 0 else 1
+    c0 = part * SHARE
+    count = min(SHARE, channels - c0)
     for first in range(sets):
-        sums = scratch + p[t.AT_GRADS] + first * t.GRADS * channels
+        sums = scratch + p[t.AT_GRADS] + first * t.GRADS * channels + c0
         dweight, dbias = sums + t.DMEAN * channels, sums + t.DVAR * channels
-        fill(dweight, 0.0, channels)
-        fill(dbias, 0.0, channels)
+        fill(dweight, 0.0, count)
+        fill(dbias, 0.0, count)
         for u in range(first, first + p[t.SPREAD_UNITS] // sets):
-            grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
-            at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels
+            grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels + c0
+            at = small + p[t.AT_SPREAD] + u * t.SPREAD * channels + c0
             both = grads + t.TOTAL * channels, grads + t.PRODUCT * channels
             operands = *both, at + t.LOW * channels, at + t.RSTD * channels
-            _add_unit((dweight, dbias), 0, channels, operands)
+            _add_unit((dweight, dbias), 0, count, operands)
         if a[t.DWEIGHT] != 0:
-            narrow(a[t.DWEIGHT], first * channels, p[t.WEIGHT_KIND], dweight, channels)
+            narrow(a[t.DWEIGHT], first * channels + c0, p[t.WEIGHT_KIND], dweight, count)
         if a[t.DBIAS] != 0:
-            narrow(a[t.DBIAS], first * channels, p[t.BIAS_KIND], dbias, channels)
+            narrow(a[t.DBIAS], first * channels + c0, p[t.BIAS_KIND], dbias, count)
 
 
 @small_kernel

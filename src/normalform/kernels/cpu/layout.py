@@ -238,10 +238,10 @@ class Programs:
     def _ahead(self, items_a_part: int, *, forward: bool) -> int:
         """How many values later the memory is asked for that a pass will come to.
 
-        The last pass over a part finds it in the cache, and asks for the next part while the memory
-        is idle: always where planes are short, and forward where the next part, too, fits into the
-        nearest caches. Of rows cut into tiles the next row of a tile is another stream; any other
-        the processor sees. -1 where the cache holds the tensors, with the output and its gradient.
+        The last pass over a part finds it in the cache. Where the next part, too, fits into the
+        nearest caches, that is asked for while the memory is idle: forward, and where planes are
+        short. Of rows cut into tiles the next row of a tile is another stream; any other the
+        processor sees. -1 where the cache holds the tensors, with the output and its gradient.
         """
         layout, p = self.layout, self.table
         size = layout.values * layout.request.dtype.itemsize
@@ -251,13 +251,14 @@ class Programs:
         if layout.kind == "columns":
             return -1 if stays else int(p[t.CHANNELS] * p[t.WIDTH]) if p[t.TILES] > 1 else SOON
         part = int(layout.values // p[t.ITEMS] * items_a_part)
+        fits = part * layout.request.dtype.itemsize <= CORE // 8
         if self.tiled and p[t.EXTENT] < SHORT and size > CORE:
-            return part
+            return part if fits else SOON
         if stays:
             return -1
         if not self.tiled:
             return SOON
-        return part if forward and part * layout.request.dtype.itemsize <= CORE // 8 else 0
+        return part if forward and fits else 0
 
     def forward(self) -> tuple[np.ndarray, int]:
         """The program and its address."""
@@ -299,9 +300,10 @@ class Programs:
         if layout.kind == "rows":
             phases = [(1, [rows.expand]), (self.parts, [row_gradients.backward])]
             return [*phases, (1, [row_gradients.parameters] if small else [])]
-        params = [gradients.parameters] if small else []
+        shares = -(-int(self.table[t.CHANNELS]) // gradients.SHARE)
+        params = [(shares, [gradients.parameters])] if small else []
         if small and layout.blends:
-            params.append(gradients.logits)
+            params.append((1, [gradients.logits]))
         sums = [] if layout.given and not small else [passes.sums]
         own = [gradients.collect, gradients.gather] if sums else []
         shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
@@ -309,11 +311,11 @@ class Programs:
         if dx:
             last.append(passes.scale if layout.given else passes.grad_input)
         if not self.tiled:
-            phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), (1, params)]
+            phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), *params]
             return [*phases, (self.parts, last[1:])]
         if not shared:
-            return [(self.parts, [*sums, *own, *last]), (1, params)]
-        return [(self.parts, [*sums, *own]), *shared, (self.parts, last), (1, params)]
+            return [(self.parts, [*sums, *own, *last]), *params]
+        return [(self.parts, [*sums, *own]), *shared, (self.parts, last), *params]
 
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes
