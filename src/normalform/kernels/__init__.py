@@ -171,7 +171,10 @@ def differentiable(
             or (to_mean is not None and to_mean.requires_grad)
             or (to_var is not None and to_var.requires_grad)
         ):
-            return _apply(steps, running, momentum, x, weight, bias, to_mean, to_var)
+            how = steps, running, momentum
+            if logits is None:
+                return _apply(how, x, weight, bias)
+            return _apply(how, x, weight, bias, to_mean, to_var)
     return steps.forward(x, weight, bias, logits, running, momentum, False)[0]
 
 
@@ -251,29 +254,24 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        steps: Steps,
-        running: Pair | None,
-        momentum: float,
+        how: tuple[Steps, Pair | None, float],
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        to_mean: Tensor | None,
-        to_var: Tensor | None,
+        *logits: Any,
     ) -> Tensor:
-        y, kept = steps.forward(x, weight, bias, both(to_mean, to_var), running, momentum, True)
-        ctx.save_for_backward(x, weight, bias, to_mean, to_var)
-        ctx.steps, ctx.kept = steps, kept
+        ctx.steps, running, momentum = how
+        y, ctx.kept = ctx.steps.forward(x, weight, bias, logits or None, running, momentum, True)
+        ctx.save_for_backward(x, weight, bias, *logits)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Differentiated once more, or for many dy at once: the passes work in place and cannot.
         if torch.is_grad_enabled() or not is_plain(dy) or is_legacy_batchedtensor(dy):
-            return (None, None, None, *_differentiable_backward(ctx, dy))
-        x, weight, bias, to_mean, to_var = ctx.saved_tensors
-        logits, needs = both(to_mean, to_var), ctx.needs_input_grad[3:]
-        grads = ctx.steps.backward(ctx.kept, dy, x, weight, bias, logits, needs)
-        return (None, None, None, *grads)
+            return (None, *_differentiable_backward(ctx, dy))
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        return (None, *ctx.steps.backward(ctx.kept, dy, *saved[:3], saved[3:] or None, needs))
 
 
 # Past Function.apply, which looks for torch.func transforms: is_plain has found none.
@@ -355,12 +353,12 @@ def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    needs = ctx.needs_input_grad[3:]
-    x, weight, bias, *logits = ctx.saved_tensors
-    wanted = [t for t, needed in zip(ctx.saved_tensors, needs, strict=True) if needed]
+    needs = ctx.needs_input_grad[1:]
+    saved = ctx.saved_tensors
+    wanted = [t for t, needed in zip(saved, needs, strict=True) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = ctx.steps.again(ctx.kept, x, weight, bias, both(*logits))
+        y = ctx.steps.again(ctx.kept, *saved[:3], saved[3:] or None)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 

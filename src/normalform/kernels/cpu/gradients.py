@@ -94,7 +94,7 @@ def _cells_of_channels(
     high: Values, low: Values, two: Values,
 ) -> tuple[Values, Values]:  # fmt: skip
     """Slope and offset from a cell."""
-    of_all = n.inverse()  # running statistics, of no values, are constants
+    of_all = n.inverse()
     tilt = two * dvar * of_all
     apart = (high - near) + (low - rest)
     return tilt, dmean * of_all + tilt * (apart - low)
@@ -161,7 +161,8 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
         by, logit_mean, logit_var = (high, low, to_mean, 2.0 * to_var), 0.0, 0.0
         if size == 1:
-            _add_branch(terms, c0, c1, (n, near, rest, of_mean, of_var, *by))
+            if p[b + t.ROLE] != t.GIVEN:  # running statistics are constants
+                _add_branch(terms, c0, c1, (n, near, rest, of_mean, of_var, *by))
             logit_mean, logit_var = _to_logits(c0, c1, (near, rest, var, high, low, dmean, dvar))
         else:
             for g in range(c0 // size, c1 // size):

@@ -305,17 +305,19 @@ class Programs:
         if small and layout.blends:
             params.append((1, [gradients.logits]))
         sums = [] if layout.given and not small else [passes.sums]
-        own = [gradients.collect, gradients.gather] if sums else []
+        own = [gradients.collect] if sums else []
+        terms = [gradients.terms_several] if layout.blends else []
+        if not layout.given:  # running statistics are constants
+            own.append(gradients.gather)
+            terms = terms or [gradients.terms]
         shared = [(SHARED, [gradients.gather])] if t.SHARED in roles else []
-        last = [gradients.terms_several if layout.blends else gradients.terms]
-        if dx:
-            last.append(passes.scale if layout.given else passes.grad_input)
+        last = [passes.scale if layout.given else passes.grad_input] if dx else []
         if not self.tiled:
-            phases = [(self.parts, sums), (1, own), *shared, (1, last[:1]), *params]
-            return [*phases, (self.parts, last[1:])]
+            phases = [(self.parts, sums), (1, own), *shared, (1, terms), *params]
+            return [*phases, (self.parts, last)]
         if not shared:
-            return [(self.parts, [*sums, *own, *last]), *params]
-        return [(self.parts, [*sums, *own]), *shared, (self.parts, last), *params]
+            return [(self.parts, [*sums, *own, *terms, *last]), *params]
+        return [(self.parts, [*sums, *own]), *shared, (self.parts, [*terms, *last]), *params]
 
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes

@@ -47,11 +47,9 @@ class Values:
         return Values(self.builder, self.builder.fneg(self.value))
 
     def inverse(self) -> Values:
-        """``1 / value``, and 0 where that is not positive."""
-        one, zero = (splat(self.builder, DOUBLE(each), self._lanes) for each in (1.0, 0.0))
-        some = self.builder.fcmp_ordered(">", self.value, zero)
-        quotient = self.builder.fdiv(one, self.value)
-        return Values(self.builder, self.builder.select(some, quotient, zero))
+        """``1 / value``."""
+        one = splat(self.builder, DOUBLE(1.0), self._lanes)
+        return Values(self.builder, self.builder.fdiv(one, self.value))
 
     def inverse_root(self) -> Values:
         """``1 / sqrt(value)``."""
