@@ -77,8 +77,21 @@ for name, (make, shape, dtype) in CASES.items():
     said[name] = str(nf.explain(layer, x).choice)
     if dtype != torch.float64:
         assert_layer_accurate(layer, x, dy)
-assert "normalform.kernels.cpu.steps" not in sys.modules
 print(json.dumps(said))
+"""
+
+OTHER_INSIDE = """
+import numba.core.dispatcher, warnings
+warnings.filterwarnings("error")
+warnings.filterwarnings("ignore", message="Numba cannot be used: TypeError: no targetoptions. ")
+def changed(*args, **options):
+    raise TypeError("no targetoptions")
+numba.core.dispatcher.Dispatcher.__init__ = changed
+"""
+NOT_COMPILING = """
+import numba.core.ccallback, warnings
+warnings.filterwarnings("ignore", message="Numba cannot be used")
+del numba.core.ccallback.CFunc.compile
 """
 
 
@@ -99,8 +112,10 @@ sys.meta_path.insert(0, Missing())
         (missing("numba", "ImportError"), {}, "no numba"),
         (missing("llvmlite", "OSError"), {}, "no llvmlite"),
         ("", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+        (OTHER_INSIDE, {}, "TypeError: no targetoptions"),
+        (NOT_COMPILING, {}, "AttributeError: 'ForC' object has no attribute 'compile'"),
     ],
-    ids=["no Numba", "no LLVM", "disabled"],
+    ids=["no Numba", "no LLVM", "disabled", "other inside", "not compiling"],
 )
 def test_without_numba_the_recipes_run(before, environment, reason):
     said = run(EAGER.format(before=before), **environment)

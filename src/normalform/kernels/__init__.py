@@ -63,9 +63,15 @@ def cpu_engine() -> ModuleType | str:
     """The kernels compiled by Numba, or why there are none. Numba is imported on first use."""
     try:
         with uncollected():
-            return import_module("normalform.kernels.cpu.steps")
+            engine = import_module("normalform.kernels.cpu.steps")
+            engine.team.prepare()
+            return engine
     except (ImportError, OSError) as error:  # OSError: llvmlite does not find its library
         return f"Numba cannot be used: {error}"
+    except Exception as error:  # a Numba that is newer than this, and other inside
+        why = f"Numba cannot be used: {type(error).__name__}: {error}"
+        warnings.warn(f"{why}. The layers are as exact without, and slower", stacklevel=2)
+        return why
 
 
 @contextmanager

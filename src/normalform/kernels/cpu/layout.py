@@ -36,7 +36,7 @@ PARALLEL = 32768
 # The fewest rows in a part, where there are few.
 ROWS_A_PART = 8
 # Values: so much later is memory asked for where nothing better is known.
-SOON = 1024
+SOON = 2048
 # Bytes of a tensor up to which what the forward, or the backward, writes is still in the last cache
 # when it is read: the backward of a step finds it full of what the forward left.
 STAYS, STAYS_BACK = 8 << 20, 8 << 18
