@@ -83,6 +83,13 @@ def test_the_threads_it_says(ran, threads, size):
     assert ran == [1 if size == 16 else threads]
 
 
+def test_few_rows_are_no_work_for_two(ran):
+    layer, x = nf.GroupNorm(32, 256), torch.randn(8, 256, 6, 6)
+    assert str(nf.explain(layer, x)).endswith("(rows), one thread: too few rows for two")
+    layer(x)
+    assert ran == [1]
+
+
 REASONS = [
     (nf.norm, "n s [c]", lambda: torch.randn(2, 3, 4, 4, 5), None),
     (nf.norm, "n [c] s", lambda: torch.randn(2, 3, 4), "its memory pattern has no kernel"),

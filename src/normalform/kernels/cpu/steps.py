@@ -38,13 +38,17 @@ class Compiled:
         self.layout, self.shape, self.order = layout, shape, order
         request = layout.request
         self.copies, self.tracks = request.copies, request.tracked is not None
-        # Small tensors are worked on by one thread, always by the same programs.
-        self.alone = layout.programs(1) if layout.values < PARALLEL else None
+        # Why one thread works on it, always by the same programs.
+        self.few = ""
+        if layout.values < PARALLEL:
+            self.few = f"one thread below {PARALLEL} values"
+        elif layout.programs(2).parts == 1:
+            self.few = "one thread: too few rows for two"
+        self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
 
     def __str__(self) -> str:
-        few = f"one thread below {PARALLEL} values"
-        threads = few if self.alone else f"threads: {torch.get_num_threads()}"
+        threads = self.few or f"threads: {torch.get_num_threads()}"
         return f"cpu ({self.layout.kind}), {threads}"
 
     def prepare(self, backward: bool) -> None:
