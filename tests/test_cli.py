@@ -66,10 +66,11 @@ def test_what_cannot_be_read_is_said_in_one_line(arguments, capsys):
     assert "--help" in printed.err
 
 
-def test_the_experiments_are_listed_in_one_line(capsys):
+def test_the_experiments_are_listed_with_what_they_are_about(capsys):
     status, printed = run(capsys, "compare", "--experiment", "list")
     assert status == 0
-    assert printed.out == ", ".join(EXPERIMENTS) + "\n"
+    listed = [line.split(maxsplit=1) for line in printed.out.splitlines()]
+    assert listed == [[name, experiment.title] for name, experiment in EXPERIMENTS.items()]
 
 
 def test_experiments_are_not_for_torchrun(capsys, monkeypatch):

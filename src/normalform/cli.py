@@ -106,7 +106,7 @@ def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--experiment",
         type=_words,
         metavar="NAME",
-        help="one of the experiments that ship, several (a,b), all, or list to see their names",
+        help="one of the experiments that ship, several (a,b), all, or list to see which there are",
     )
     parser.add_argument(
         "--data",
@@ -172,7 +172,8 @@ def _experiment(chosen: dict[str, Any], typed: str) -> int:
     from normalform.lab.experiments import EXPERIMENTS
 
     if "list" in chosen["experiment"]:
-        print(", ".join(EXPERIMENTS))
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name:20}{experiment.title}")
         return 0
     from normalform.lab.experiments.command import run
     from normalform.lab.experiments.plan import Options
@@ -191,7 +192,12 @@ def _add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
         "has written.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="as runs/*")
-    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the page to write; by default report.html beside the folders, or here where they do "
+        "not lie side by side; of one folder, the report in it",
+    )
     parser.set_defaults(run=_report)
 
 

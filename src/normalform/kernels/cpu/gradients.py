@@ -91,11 +91,11 @@ def gather(x: Any, args: int, part: int) -> None:
 
 def _cells_of_channels(
     n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
-    high: Values, low: Values, two: Values,
+    high: Values, low: Values, twice: Values,
 ) -> tuple[Values, Values]:  # fmt: skip
     """Slope and offset from a cell."""
     of_all = n.inverse()
-    tilt = two * dvar * of_all
+    tilt = twice * dvar * of_all
     apart = (high - near) + (low - rest)
     return tilt, dmean * of_all + tilt * (apart - low)
 

@@ -3,7 +3,7 @@
 A kernel is made of helpers. Numba would optimize each of them, translate it to machine code and
 give it Python's garbage collection, as if it were called by itself; here that is done once, to the
 kernel that they have become part of. And it would first load whatever NumPy can do. Together that
-was half of the time that a first call took.
+was a third of the time that a first call took.
 """
 
 # Numba types itself loosely.
