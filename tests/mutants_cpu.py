@@ -382,7 +382,7 @@ MUTANTS = [
     Mutant(
         "gradient of one channel with half the share of the variance",
         gradients,
-        "two * dvar",
+        "twice * dvar",
         "dvar",
         compiled_plain("instance, tracked"),
     ),
@@ -410,8 +410,8 @@ MUTANTS = [
     Mutant(
         "gradients of logits from the last cell alone",
         gradients,
-        "logit_mean + own_mean, logit_var + own_var",
-        "own_mean, own_var",
+        "logit_mean + of_means, logit_var + of_vars",
+        "of_means, of_vars",
         compiled_plain("switch, groups"),
     ),
     Mutant(
@@ -452,7 +452,7 @@ MUTANTS = [
     Mutant(
         "gradient of several channels with half the share of the variance",
         gradients,
-        "two * dvar",
+        "twice * dvar",
         "dvar",
         compiled_plain("group, parts"),
     ),

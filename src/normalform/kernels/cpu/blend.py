@@ -112,8 +112,9 @@ def given(x: Any, args: int, part: int) -> None:
         if p[b + t.ROLE] == t.GIVEN:
             to = small + p[b + t.AT_CELLS]
             fill(to, 0.0, 4 * channels)
-            widen(to + channels, channels, a[t.RUNNING_MEAN], t.ZERO, kind)
-            widen(to + 3 * channels, channels, a[t.RUNNING_VAR], t.ZERO, kind)
+            for i in range(2):
+                row = to + (1 + 2 * i) * channels
+                widen(row, channels, a[t.RUNNING_MEAN + i], t.ZERO, kind)
 
 
 @small_kernel
@@ -184,6 +185,7 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
     channels = p[t.CHANNELS]
     near_of, rest_of = to + t.NEAR * channels, to + t.REST * channels
     apart_of, var_of = to + t.SHIFT * channels, to + t.SCALE * channels
+    rows = near_of, rest_of, apart_of, var_of
     for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
@@ -192,7 +194,7 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
         if size == 1:
             if k == 0:
-                _of_first((near_of, rest_of, apart_of, var_of), c0, c1, (near, rest, var, to_var))
+                _of_first(rows, c0, c1, (near, rest, var, to_var))
             else:
                 of = near, rest, var, near_of, rest_of, to_mean, to_var
                 _of_further((apart_of, var_of), c0, c1, of)
@@ -200,12 +202,12 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
         for g in range(c0 // size, c1 // size):
             start, stop, of_cell = g * size, (g + 1) * size, (near[g], rest[g], var[g])
             if k == 0:
-                _of_first((near_of, rest_of, apart_of, var_of), start, stop, (*of_cell, to_var))
+                _of_first(rows, start, stop, (*of_cell, to_var))
             else:
                 of_all = *of_cell, near_of, rest_of, to_mean, to_var
                 _of_further((apart_of, var_of), start, stop, of_all)
-    rows = to + t.HIGH * channels, to + t.LOW * channels, to + t.RSTD * channels
-    _of_cells(rows, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
+    at = to + t.HIGH * channels, to + t.LOW * channels, to + t.RSTD * channels
+    _of_cells(at, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
 
 
 def _scale_and_shift(
@@ -223,14 +225,12 @@ def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
     """Scale and shift, with weight and bias, which come in place of what was blended."""
     channels, first = p[t.CHANNELS], u * p[t.PARAM_STEP] + c0
     weight, bias = to + t.NEAR * channels, to + t.REST * channels
-    if a[t.WEIGHT] != 0:
-        widen(weight + c0, c1 - c0, a[t.WEIGHT], first, p[t.WEIGHT_KIND])
-    else:
-        fill(weight + c0, 1.0, c1 - c0)
-    if a[t.BIAS] != 0:
-        widen(bias + c0, c1 - c0, a[t.BIAS], first, p[t.BIAS_KIND])
-    else:
-        fill(bias + c0, 0.0, c1 - c0)
+    for i in range(2):
+        row = to + (t.NEAR + i) * channels + c0
+        if a[t.WEIGHT + i] != 0:
+            widen(row, c1 - c0, a[t.WEIGHT + i], first, p[t.WEIGHT_KIND + i])
+        else:
+            fill(row, 1.0 - i, c1 - c0)
     rows = to + t.SCALE * channels, to + t.SHIFT * channels
     _with_parameters(rows, c0, c1, (to + t.RSTD * channels, to + t.LOW * channels, weight, bias))
 
@@ -284,8 +284,8 @@ def track(x: Any, args: int, part: int) -> None:
     size = channels // groups
     both = t.numbers(a[t.SCRATCH], 0)
     means, variances = both, both + channels
-    widen(means, channels, a[t.RUNNING_MEAN], t.ZERO, kind)
-    widen(variances, channels, a[t.RUNNING_VAR], t.ZERO, kind)
+    for i in range(2):
+        widen(both + i * channels, channels, a[t.RUNNING_MEAN + i], t.ZERO, kind)
     for c in range(channels):
         mean, var = 0.0, 0.0
         for block in range(blocks):
@@ -297,5 +297,5 @@ def track(x: Any, args: int, part: int) -> None:
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
         a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
         a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
-    narrow(a[t.RUNNING_MEAN], t.ZERO, kind, means, channels)
-    narrow(a[t.RUNNING_VAR], t.ZERO, kind, variances, channels)
+    for i in range(2):
+        narrow(a[t.RUNNING_MEAN + i], t.ZERO, kind, both + i * channels, channels)

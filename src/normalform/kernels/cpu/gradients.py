@@ -138,7 +138,20 @@ def _of_weights(
     return -(dmean * ((high - near) + (low - rest))), dvar * var
 
 
-_add_branch, _to_logits = mapped(_branch_of_channels, adds=2), summed(_of_weights, 2)
+_add_terms, _to_logits = mapped(_branch_of_channels, adds=2), summed(_of_weights, 2)
+
+
+@helper
+def _add_branch(
+    constant: bool, rows: Any, start: int, stop: int,
+    n: Any, near: Any, rest: Any, var: Any, of_mean: Any, of_var: Any,
+    high: Any, low: Any, dmean: Any, dvar: Any, to_mean: float, to_var: float,
+) -> tuple[float, float]:  # fmt: skip
+    """What a branch adds to some channels, whose cells are rows, or one cell; and to its logits."""
+    if not constant:
+        of = n, near, rest, of_mean, of_var, high, low, to_mean, 2.0 * to_var
+        _add_terms(rows, start, stop, of)
+    return _to_logits(start, stop, (near, rest, var, high, low, dmean, dvar))
 
 
 @helper
@@ -150,7 +163,7 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
     fill(to + t.OFFSET * channels + c0, 0.0, c1 - c0)
     high, low = at + t.HIGH * channels, at + t.LOW * channels
     dmean, dvar = grads + t.DMEAN * channels, grads + t.DVAR * channels
-    terms = to + t.SLOPE * channels, to + t.OFFSET * channels
+    rows = to + t.SLOPE * channels, to + t.OFFSET * channels
     for k in range(branches):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
@@ -159,18 +172,17 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
         of_mean = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
         of_var = of_mean + cells
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
-        by, logit_mean, logit_var = (high, low, to_mean, 2.0 * to_var), 0.0, 0.0
+        by = high, low, dmean, dvar, to_mean, to_var
+        constant, logit_mean, logit_var = p[b + t.ROLE] == t.GIVEN, 0.0, 0.0
         if size == 1:
-            if p[b + t.ROLE] != t.GIVEN:  # running statistics are constants
-                _add_branch(terms, c0, c1, (n, near, rest, of_mean, of_var, *by))
-            logit_mean, logit_var = _to_logits(c0, c1, (near, rest, var, high, low, dmean, dvar))
+            of = n, near, rest, var, of_mean, of_var
+            logit_mean, logit_var = _add_branch(constant, rows, c0, c1, *of, *by)
         else:
             for g in range(c0 // size, c1 // size):
-                start, stop, of_cell = g * size, (g + 1) * size, (near[g], rest[g])
-                _add_branch(terms, start, stop, (n[g], *of_cell, of_mean[g], of_var[g], *by))
-                operands = *of_cell, var[g], high, low, dmean, dvar
-                own_mean, own_var = _to_logits(start, stop, operands)
-                logit_mean, logit_var = logit_mean + own_mean, logit_var + own_var
+                of_cell = n[g], near[g], rest[g], var[g], of_mean[g], of_var[g]
+                start, stop = g * size, (g + 1) * size
+                of_means, of_vars = _add_branch(constant, rows, start, stop, *of_cell, *by)
+                logit_mean, logit_var = logit_mean + of_means, logit_var + of_vars
         scratch[p[t.AT_LOGITS] + 2 * (u * branches + k)] = logit_mean
         scratch[p[t.AT_LOGITS] + 2 * (u * branches + k) + 1] = logit_var
 
@@ -236,10 +248,10 @@ def parameters(x: Any, args: int, part: int) -> None:
             both = grads + t.TOTAL * channels, grads + t.PRODUCT * channels
             operands = *both, at + t.LOW * channels, at + t.RSTD * channels
             _add_unit((dweight, dbias), 0, count, operands)
-        if a[t.DWEIGHT] != 0:
-            narrow(a[t.DWEIGHT], first * channels + c0, p[t.WEIGHT_KIND], dweight, count)
-        if a[t.DBIAS] != 0:
-            narrow(a[t.DBIAS], first * channels + c0, p[t.BIAS_KIND], dbias, count)
+        for i in range(2):
+            if a[t.DWEIGHT + i] != 0:
+                row = sums + (t.DMEAN + i) * channels
+                narrow(a[t.DWEIGHT + i], first * channels + c0, p[t.WEIGHT_KIND + i], row, count)
 
 
 @small_kernel
