@@ -77,6 +77,7 @@ for name, (make, shape, dtype) in CASES.items():
     said[name] = str(nf.explain(layer, x).choice)
     if dtype != torch.float64:
         assert_layer_accurate(layer, x, dy)
+assert ("normalform.kernels.cpu.steps" in sys.modules) == {imported}
 print(json.dumps(said))
 """
 
@@ -118,7 +119,8 @@ sys.meta_path.insert(0, Missing())
     ids=["no Numba", "no LLVM", "disabled", "other inside", "not compiling"],
 )
 def test_without_numba_the_recipes_run(before, environment, reason):
-    said = run(EAGER.format(before=before), **environment)
+    program = EAGER.format(before=before, imported=before == NOT_COMPILING)
+    said = run(program, **environment)
     assert set(said.values()) == {f"kernel eager: not cpu, Numba cannot be used: {reason}"}
 
 

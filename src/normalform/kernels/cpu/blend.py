@@ -112,9 +112,9 @@ def given(x: Any, args: int, part: int) -> None:
         if p[b + t.ROLE] == t.GIVEN:
             to = small + p[b + t.AT_CELLS]
             fill(to, 0.0, 4 * channels)
-            for i in range(2):
-                row = to + (1 + 2 * i) * channels
-                widen(row, channels, a[t.RUNNING_MEAN + i], t.ZERO, kind)
+            for which in range(2):
+                row = to + (1 + 2 * which) * channels
+                widen(row, channels, a[t.RUNNING_MEAN + which], t.ZERO, kind)
 
 
 @small_kernel
@@ -225,12 +225,12 @@ def _coefficients(a: Any, p: Any, to: Any, u: int, c0: int, c1: int) -> None:
     """Scale and shift, with weight and bias, which come in place of what was blended."""
     channels, first = p[t.CHANNELS], u * p[t.PARAM_STEP] + c0
     weight, bias = to + t.NEAR * channels, to + t.REST * channels
-    for i in range(2):
-        row = to + (t.NEAR + i) * channels + c0
-        if a[t.WEIGHT + i] != 0:
-            widen(row, c1 - c0, a[t.WEIGHT + i], first, p[t.WEIGHT_KIND + i])
+    for which in range(2):
+        row = to + (t.NEAR + which) * channels + c0
+        if a[t.WEIGHT + which] != 0:
+            widen(row, c1 - c0, a[t.WEIGHT + which], first, p[t.WEIGHT_KIND + which])
         else:
-            fill(row, 1.0 - i, c1 - c0)
+            fill(row, 1.0 - which, c1 - c0)
     rows = to + t.SCALE * channels, to + t.SHIFT * channels
     _with_parameters(rows, c0, c1, (to + t.RSTD * channels, to + t.LOW * channels, weight, bias))
 
@@ -284,8 +284,8 @@ def track(x: Any, args: int, part: int) -> None:
     size = channels // groups
     both = t.numbers(a[t.SCRATCH], 0)
     means, variances = both, both + channels
-    for i in range(2):
-        widen(both + i * channels, channels, a[t.RUNNING_MEAN + i], t.ZERO, kind)
+    for which in range(2):
+        widen(both + which * channels, channels, a[t.RUNNING_MEAN + which], t.ZERO, kind)
     for c in range(channels):
         mean, var = 0.0, 0.0
         for block in range(blocks):
@@ -297,5 +297,5 @@ def track(x: Any, args: int, part: int) -> None:
             var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
         a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
         a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
-    for i in range(2):
-        narrow(a[t.RUNNING_MEAN + i], t.ZERO, kind, both + i * channels, channels)
+    for which in range(2):
+        narrow(a[t.RUNNING_MEAN + which], t.ZERO, kind, both + which * channels, channels)

@@ -213,13 +213,13 @@ def workspace(size: int) -> Any:
     return room
 
 
-def _reinterpret(source: Any, target: Any) -> Any:
+def _reinterpret(source: Any, wanted: Any) -> Any:
     @intrinsic
     def reinterpret(typing: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], context.get_value_type(target))
+            return builder.bitcast(args[0], context.get_value_type(wanted))
 
-        return target(source), generate
+        return wanted(source), generate
 
     return reinterpret
 

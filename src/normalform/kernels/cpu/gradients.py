@@ -7,7 +7,7 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.blend import first_cell
 from normalform.kernels.cpu.compiled import helper, small_kernel
-from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, summed
+from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
 
 # Channels whose gradients of weight and bias one thread sums at a time.
 SHARE = 512
@@ -78,9 +78,10 @@ def gather(x: Any, args: int, part: int) -> None:
             if size == 1:
                 to = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
                 if opens:
-                    fill(to + c0, 0.0, c1 - c0)
-                    fill(to + cells + c0, 0.0, c1 - c0)
-                _add_both((to, to + cells), c0, c1, (of_mean, of_var))
+                    copy(to + c0, of_mean + c0, c1 - c0)
+                    copy(to + cells + c0, of_var + c0, c1 - c0)
+                else:
+                    _add_both((to, to + cells), c0, c1, (of_mean, of_var))
                 continue
             for g in range(c0 // size, c1 // size):
                 at = p[b + t.AT_GATHER] + first_cell(p, b, u) + g
@@ -248,10 +249,10 @@ def parameters(x: Any, args: int, part: int) -> None:
             both = grads + t.TOTAL * channels, grads + t.PRODUCT * channels
             operands = *both, at + t.LOW * channels, at + t.RSTD * channels
             _add_unit((dweight, dbias), 0, count, operands)
-        for i in range(2):
-            if a[t.DWEIGHT + i] != 0:
-                row = sums + (t.DMEAN + i) * channels
-                narrow(a[t.DWEIGHT + i], first * channels + c0, p[t.WEIGHT_KIND + i], row, count)
+        for which in range(2):
+            if a[t.DWEIGHT + which] != 0:
+                row, kind = sums + (t.DMEAN + which) * channels, p[t.WEIGHT_KIND + which]
+                narrow(a[t.DWEIGHT + which], first * channels + c0, kind, row, count)
 
 
 @small_kernel

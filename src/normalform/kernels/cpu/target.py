@@ -100,7 +100,7 @@ class _Types(typing.Context):
 class _Context(CPUContext):
     def init(self) -> None:
         self.is32bit = MACHINE_BITS == 32
-        self._internal_codegen = _Code("numba.exec")
+        self._internal_codegen = _Code(NAME)
 
     def load_additional_registries(self) -> None:
         """The same as machine code."""
