@@ -166,8 +166,9 @@ def compiled(call: Call) -> kernels.Steps | str:
 
 def _first(call: Call, steps: kernels.Steps, options: tuple[Any, ...]) -> Tensor:
     """The first of many such calls."""
-    remember(options, *call.tensors, steps)
-    return kernels.differentiable(steps, *call.tensors, float(call.momentum))
+    learns = kernels.learns(*call.tensors)
+    remember(options, *call.tensors, steps, learns)
+    return kernels.differentiable(steps, learns, *call.tensors, float(call.momentum))
 
 
 def rows(

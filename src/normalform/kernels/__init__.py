@@ -114,20 +114,25 @@ def is_channels_last(x: Tensor) -> bool:
     return layout is not None and x.is_contiguous(memory_format=layout)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether a hand-written gradient is safe: ordinary tensors, and nobody watching the operators.
-
-    Under compilation, tracing, torch.func transforms, forward-mode differentiation and tensor
-    subclasses the recipe runs as ordinary differentiable operators instead.
-    """
-    if (
+def is_watched() -> bool:
+    """Whether somebody watches the operators: a compiler, a tracer, a mode, a transform."""
+    return bool(
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-    ):
+    )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether a hand-written gradient is safe: ordinary tensors, and nobody watching the operators.
+
+    Under compilation, tracing, torch.func transforms, forward-mode differentiation and tensor
+    subclasses the recipe runs as ordinary differentiable operators instead.
+    """
+    if is_watched():
         return False
     for t in tensors:
         if t is not None and type(t) is not Tensor and type(t) is not Parameter:
@@ -155,11 +160,13 @@ def normalize(
     with torch.no_grad():
         compact: list[Moments] = passes.moments(x, plan.base) if plan.base is not None else []
     steps = ByPasses(plan, passes, compact, running)
-    return differentiable(steps, x, weight, bias, logits, running, 0.0), compact
+    tensors = x, weight, bias, logits, running
+    return differentiable(steps, learns(*tensors), *tensors, 0.0), compact
 
 
 def differentiable(
     steps: Steps,
+    learns: bool,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -167,21 +174,20 @@ def differentiable(
     running: Pair | None,
     momentum: float,
 ) -> Tensor:
-    """The output of ``steps``, with their gradient where one may be asked for."""
-    if torch.is_grad_enabled():
-        to_mean, to_var = logits or (None, None)
-        if (
-            x.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-            or (to_mean is not None and to_mean.requires_grad)
-            or (to_var is not None and to_var.requires_grad)
-        ):
-            how = steps, running, momentum
-            if logits is None:
-                return _apply(how, x, weight, bias)
-            return _apply(how, x, weight, bias, to_mean, to_var)
-    return steps.forward(x, weight, bias, logits, running, momentum, False)[0]
+    """The output of ``steps``, with a gradient where a tensor wants one: where it ``learns``."""
+    if not learns or not torch.is_grad_enabled():
+        return steps.forward(x, weight, bias, logits, running, momentum, False)[0]
+    how = steps, running, momentum
+    if logits is None:
+        return _apply(how, x, weight, bias)
+    return _apply(how, x, weight, bias, *logits)
+
+
+def learns(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None, running: Pair | None
+) -> bool:
+    """Whether one of the tensors that are differentiated wants its gradient."""
+    return any(t is not None and t.requires_grad for t in (x, weight, bias, *(logits or ())))
 
 
 def composite(
@@ -274,13 +280,16 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Differentiated once more, or for many dy at once: the passes work in place and cannot.
-        if torch.is_grad_enabled() or not is_plain(dy) or is_legacy_batchedtensor(dy):
+        ordinary = type(dy) is Tensor and not is_watched() and not is_legacy_batchedtensor(dy)
+        if not ordinary or torch.is_grad_enabled():
             return (None, *_differentiable_backward(ctx, dy))
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         return (None, *ctx.steps.backward(ctx.kept, dy, *saved[:3], saved[3:] or None, needs))
 
 
-# Past Function.apply, which looks for torch.func transforms: is_plain has found none.
+# Past what the classes of torch.autograd do in Python: the backward's looks for another way to
+# write it, the forward's for torch.func transforms, and is_plain has found none.
+_Normalize._backward_cls.apply = _Normalize.backward  # pyright: ignore[reportAttributeAccessIssue]
 _apply: Any = super(torch.autograd.Function, _Normalize).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,22 +1,32 @@
 """Calls that were made before: their checks have passed, and their kernels are chosen.
 
-A small tensor takes as long as whatever stands between a call and its kernel. Everything that
-checks and layouts depend on is in the key: the options of a call, and how its tensors lie in
-memory.
+A small tensor takes as long as whatever stands between a call and its kernel, and in a network that
+has driven all of it out of the caches, a larger one as well. Checks and layouts depend on the
+options of a call and on how its tensors lie in memory; what torch.compile guards its graphs with
+compares all of the latter in one go.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from normalform.kernels import Steps, differentiable, is_plain
+from normalform.kernels import Steps, differentiable, is_plain, is_watched
 from normalform.kernels.plan import Pair
 
-_remembered: dict[tuple[Any, ...], Steps] = {}
-_MOST = 4096
+
+class _Alike(Protocol):
+    """Whether tensors are what some tensors were in all but their values."""
+
+    def check(self, *tensors: Tensor) -> bool: ...
+
+
+_Remembered = tuple[_Alike, Steps, bool]
+_remembered: dict[tuple[Any, ...], list[_Remembered]] = {}
+_MOST, _MOST_ALIKE = 4096, 16  # keys, and layouts of a key
 
 
 def known(
@@ -29,16 +39,18 @@ def known(
     running: Pair | None = None,
     momentum: float | Tensor = 0.0,
 ) -> Tensor | None:
-    """The result, if the same call was made before on tensors that lay in memory as these do.
-
-    Then all checks have passed and the kernels are chosen: a small tensor takes as long as these.
-    """
-    if kernel not in ("auto", "cpu") or not is_ordinary(x, weight, bias, logits, running):
+    """The result, if the same call was made before on tensors that lay in memory as these do."""
+    if kernel not in ("auto", "cpu") or type(x) not in (Tensor, Parameter) or is_watched():
         return None
-    steps = _remembered.get(_key(options, x, weight, bias, logits, running))
-    if steps is None:
-        return None
-    return differentiable(steps, x, weight, bias, logits, running, float(momentum))
+    found = _remembered.get(_key(options, x, weight, bias, logits, running))
+    if found is not None:
+        tensors = _given(x, weight, bias, logits, running)
+        for alike, steps, learns in found:
+            if alike.check(*tensors):
+                return differentiable(
+                    steps, learns, x, weight, bias, logits, running, float(momentum)
+                )
+    return None
 
 
 def remember(
@@ -49,11 +61,15 @@ def remember(
     logits: Pair | None,
     running: Pair | None,
     steps: Steps,
+    learns: bool,
 ) -> None:
     """For :func:`known`."""
     if len(_remembered) >= _MOST:
         _remembered.clear()
-    _remembered[_key(options, x, weight, bias, logits, running)] = steps
+    found = _remembered.setdefault(_key(options, x, weight, bias, logits, running), [])
+    if len(found) >= _MOST_ALIKE:
+        found.clear()
+    found.append((_alike(_given(x, weight, bias, logits, running)), steps, learns))
 
 
 def is_ordinary(
@@ -64,10 +80,7 @@ def is_ordinary(
     running: Pair | None,
 ) -> bool:
     """Whether the compiled kernels may read the memory of these tensors."""
-    if logits is None and running is None:
-        plain = is_plain(x, weight, bias)
-    else:
-        plain = is_plain(x, weight, bias, *(logits or ()), *(running or ()))
+    plain = is_plain(x, weight, bias, *(logits or ()), *(running or ()))
     return plain and x.is_cpu and x.layout is torch.strided and not x.is_neg()
 
 
@@ -79,14 +92,54 @@ def _key(
     logits: Pair | None,
     running: Pair | None,
 ) -> tuple[Any, ...]:
+    return options, x.shape, weight is None, bias is None, logits is None, running is None
+
+
+def _given(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    logits: Pair | None,
+    running: Pair | None,
+) -> list[Tensor]:
+    """Those that there are."""
+    tensors = [x]
+    if weight is not None:
+        tensors.append(weight)
+    if bias is not None:
+        tensors.append(bias)
+    if logits is not None:
+        tensors += logits
+    if running is not None:
+        tensors += running
+    return tensors
+
+
+class _Described:
+    """The same in Python: torch's own takes no tensor twice."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.were = [_described(t) for t in tensors]
+
+    def check(self, *tensors: Tensor) -> bool:
+        """See :class:`_Alike`."""
+        return [_described(t) for t in tensors] == self.were
+
+
+def _described(t: Tensor) -> tuple[Any, ...]:
     return (
-        options, x.dtype, x.shape, x.stride(),
-        weight is not None and _meta(weight),
-        bias is not None and _meta(bias),
-        logits is not None and (_meta(logits[0]), _meta(logits[1])),
-        running is not None and (_meta(running[0]), _meta(running[1])),
+        type(t), t.dtype, t.shape, t.stride(), t.requires_grad,
+        t.layout, t.device, t.is_neg(), t.is_conj(),
     )  # fmt: skip
 
 
-def _meta(t: Tensor) -> tuple[Any, ...]:
-    return t.dtype, t.shape, t.is_contiguous(), t.is_cpu, t.is_neg()
+def _alike(tensors: list[Tensor]) -> _Alike:
+    try:
+        alike: Any = torch._C._dynamo.guards.TensorGuards(  # pyright: ignore[reportAttributeAccessIssue]
+            *tensors,
+            dynamic_dims_sizes=[[*t.shape] for t in tensors],
+            dynamic_dims_strides=[[*t.stride()] for t in tensors],
+        )
+    except (AttributeError, TypeError):  # none of torch's promises
+        return _Described(tensors)
+    return alike if alike.check(*tensors) else _Described(tensors)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normalform import path
-from normalform.layers.tracing import as_leaf, is_traced
+from normalform.layers.shared import as_leaf, is_traced
 from normalform.recipes import Recipe
 
 _FROZEN_DOC = """Batch norm over {shape} with statistics that stay as they are, in every mode.
@@ -89,7 +89,7 @@ class _FrozenBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if input.dim() not in self.ndims:
             expected = " or ".join(f"{n}D" for n in self.ndims)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normalform import path
 from normalform.functional import SWITCH
 from normalform.layers.running import next_momentum
-from normalform.layers.tracing import as_leaf, is_traced
+from normalform.layers.shared import as_leaf, held, is_traced
 from normalform.recipes import Recipe
 
 
@@ -74,7 +74,7 @@ class _BatchStatistics(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if input.dim() not in self.ndims:
             expected = " or ".join(f"{n}D" for n in self.ndims)
@@ -84,12 +84,12 @@ class _BatchStatistics(nn.Module):
                 f"{self} got {input.size(1)} channels in an input of shape {list(input.shape)}; "
                 f"it was made for {self.num_features}"
             )
-        training = self.training or self.running_mean is None
-        tracks = self.training and self.running_mean is not None
+        mean, var = held(self, self._buffers, "running_mean", "running_var")
+        weight, bias = held(self, self._parameters, "weight", "bias")
+        momentum = next_momentum(self) if self.training and mean is not None else 0.0
         return path.running_norm(
-            input, self.over, self.running_mean, self.running_var, self.weight, self.bias, training,
-            next_momentum(self) if tracks else 0.0, self.eps,
-            logits=self.logits(), kernel=self.kernel, who=self,
+            input, self.over, mean, var, weight, bias, self.training or mean is None, momentum,
+            self.eps, logits=self.logits(), kernel=self.kernel, who=self,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

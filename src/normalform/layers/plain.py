@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from normalform import functional, path
-from normalform.layers.tracing import as_leaf, is_traced
+from normalform.layers.shared import as_leaf, held, is_traced
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,13 +37,14 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch" or input.is_nested:
             return super().forward(input)
+        weight, bias = held(self, self._parameters, "weight", "bias")
         return path.rows(
-            input, self.normalized_shape, path.ROWS, self.weight, self.bias, self.eps,
-            kernel=self.kernel, who=self,
+            input, self.normalized_shape, path.ROWS, weight, bias, self.eps, kernel=self.kernel,
+            who=self,
         )  # fmt: skip
 
 
@@ -76,12 +77,13 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch":
             return super().forward(input)
+        weight, bias = held(self, self._parameters, "weight", "bias")
         return path.grouped(
-            input, self.num_groups, self.weight, self.bias, self.eps, kernel=self.kernel, who=self
+            input, self.num_groups, weight, bias, self.eps, kernel=self.kernel, who=self
         )
 
 
@@ -112,7 +114,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x``."""
-        if is_traced(x):
+        if type(x) is not Tensor and is_traced(x):
             return as_leaf(self, x)
         if path.exporting() or self.kernel == "torch" or x.is_nested:
             return super().forward(x)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import path
-from normalform.layers.tracing import as_leaf, is_traced
+from normalform.layers.shared import as_leaf, held, is_traced
 
 _BATCH_DOC = """Batch norm over {shape}: :class:`torch.nn.BatchNorm{dim}d`, exact.
 
@@ -96,19 +96,21 @@ class _Batch(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch":
             return super().forward(input)
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats
         momentum = next_momentum(self) if tracks else 0.0
-        uses_buffers = tracks or not self.training
-        mean, var = (self.running_mean, self.running_var) if uses_buffers else (None, None)
+        mean = var = None
+        if tracks or not self.training:
+            mean, var = held(self, self._buffers, "running_mean", "running_var")
         training = self.training or (mean is None and var is None)
+        weight, bias = held(self, self._parameters, "weight", "bias")
         return path.batch_norm(
-            input, mean, var, self.weight, self.bias, training, momentum, self.eps,
-            kernel=self.kernel, who=self,
+            input, mean, var, weight, bias, training, momentum, self.eps, kernel=self.kernel,
+            who=self,
         )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ class _Instance(_InstanceNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input``."""
-        if is_traced(input):
+        if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch":
             return super().forward(input)
@@ -130,9 +132,11 @@ class _Instance(_InstanceNorm):
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and training and self.track_running_stats:
             momentum = next_momentum(self)
+        mean, var = held(self, self._buffers, "running_mean", "running_var")
+        weight, bias = held(self, self._parameters, "weight", "bias")
         y = path.running_norm(
-            x, (path.INSTANCE,), self.running_mean, self.running_var, self.weight, self.bias,
-            training, momentum, self.eps, kernel=self.kernel, who=self,
+            x, (path.INSTANCE,), mean, var, weight, bias, training, momentum, self.eps,
+            kernel=self.kernel, who=self,
         )  # fmt: skip
         return y.squeeze(0) if dim == 0 else y
 
