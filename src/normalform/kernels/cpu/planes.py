@@ -14,30 +14,36 @@ from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summ
 
 
 @helper
-def _place(p: Any, item: int) -> tuple[int, int, int]:
-    """Unit, channel and piece of an item."""
+def _opening(p: Any, item: int) -> tuple[int, int, int, int]:
+    """First value of an item, end of its plane, and unit and channel of that."""
     plane = item // p[t.PIECES]
     unit = plane // p[t.CHANNELS]
-    return unit, plane - unit * p[t.CHANNELS], item - plane * p[t.PIECES]
+    end = (plane + 1) * p[t.EXTENT]
+    start = end - p[t.EXTENT] + (item - plane * p[t.PIECES]) * p[t.LENGTH]
+    return start, end, unit, plane - unit * p[t.CHANNELS]
 
 
 @helper
-def _after(p: Any, unit: int, c: int, piece: int) -> tuple[int, int, int]:
-    """Those of the next item: a short plane takes as long as a few divisions."""
-    piece += 1
-    if piece == p[t.PIECES]:
-        piece, c = 0, c + 1
+def _stop(p: Any, start: int, end: int) -> int:
+    """Where an item ends, and the next one begins."""
+    stop = start + p[t.LENGTH]
+    return stop if stop < end else end
+
+
+@helper
+def _after(
+    p: Any, stop: int, end: int, unit: int, c: int, spread: int
+) -> tuple[int, int, int, int]:
+    """End, unit and channel of the next item's plane, and where the unit's coefficients begin.
+
+    A short plane takes as long as what is computed for each plane.
+    """
+    if stop == end:
+        end, c = end + p[t.EXTENT], c + 1
         if c == p[t.CHANNELS]:
             unit, c = unit + 1, 0
-    return unit, c, piece
-
-
-@helper
-def _run(p: Any, unit: int, c: int, piece: int) -> tuple[int, int]:
-    """First value and end of an item."""
-    start, first = (unit * p[t.CHANNELS] + c) * p[t.EXTENT], piece * p[t.LENGTH]
-    last = first + p[t.LENGTH]
-    return start + first, start + (last if last < p[t.EXTENT] else p[t.EXTENT])
+            spread = t.spread_at(p, unit)
+    return end, unit, c, spread
 
 
 def distances(x: Values, shift: Values) -> Sequence[Values]:
@@ -56,14 +62,14 @@ def moments_of(row: Any, start: int, stop: int) -> tuple[float, float, float]:
 
     About its first value; float64, which has no digits to spare, again about the mean.
     """
-    near, size = load(row, start), stop - start
+    near, of_all = load(row, start), 1.0 / (stop - start)
     total, square = run_moments(start, stop, (row, near))
-    rest = total / size
+    rest = total * of_all
     if is_double(row):
         near += rest
         total, square = run_moments(start, stop, (row, near))
-        rest = total / size
-    var = square / size - rest * rest
+        rest = total * of_all
+    var = square * of_all - rest * rest
     return near, rest, 0.0 if var < 0.0 else var
 
 
@@ -73,16 +79,17 @@ def moments(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     slots = t.numbers(a[t.SMALL], 0)
     first, last = t.items_of(p, part)
-    unit, c, piece = _place(p, first)
+    start, end, unit, c = _opening(p, first)
     for slot in range(first // p[t.RUN], last // p[t.RUN]):
         if p[t.RUN] > 1:
             start, stop = slot * p[t.RUN] * p[t.EXTENT], (slot + 1) * p[t.RUN] * p[t.EXTENT]
         else:
-            start, stop = _run(p, unit, c, piece)
-            unit, c, piece = _after(p, unit, c, piece)
+            stop = _stop(p, start, end)
         near, rest, var = moments_of(x, start, stop)
         slots[slot], slots[p[t.SLOTS] + slot] = stop - start, near
         slots[2 * p[t.SLOTS] + slot], slots[3 * p[t.SLOTS] + slot] = rest, var
+        end, unit, c, _ = _after(p, stop, end, unit, c, 0)
+        start = stop
 
 
 def output(*operands: Values) -> Sequence[Values]:
@@ -101,14 +108,15 @@ def apply(x: Any, args: int, part: int) -> None:
     out = row_at(a[t.Y], x)
     spread, channels = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS]
     first, last = t.items_of(p, part)
-    unit, c, piece = _place(p, first)
+    start, end, unit, c = _opening(p, first)
+    of_unit = t.spread_at(p, unit)
     for _ in range(first, last):
-        start, stop = _run(p, unit, c, piece)
-        at = t.SPREAD * t.spread_at(p, unit) + c
-        unit, c, piece = _after(p, unit, c, piece)
+        stop, at = _stop(p, start, end), t.SPREAD * of_unit + c
         high = spread[at + t.HIGH * channels]
         scale, shift = spread[at + t.SCALE * channels], spread[at + t.SHIFT * channels]
         _apply((out,), start, stop, (x, high, scale, shift), p[t.AHEAD])
+        end, unit, c, of_unit = _after(p, stop, end, unit, c, of_unit)
+        start = stop
 
 
 def products(x: Values, dy: Values, high: Values) -> Sequence[Values]:
@@ -127,13 +135,14 @@ def sums(x: Any, args: int, part: int) -> None:
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     slots = t.numbers(a[t.SCRATCH], p[t.AT_SUMS])
     first, last = t.items_of(p, part)
-    unit, c, piece = _place(p, first)
+    start, end, unit, c = _opening(p, first)
+    of_unit = t.spread_at(p, unit)
     for item in range(first, last):
-        start, stop = _run(p, unit, c, piece)
-        high = spread[t.SPREAD * t.spread_at(p, unit) + t.HIGH * p[t.CHANNELS] + c]
-        unit, c, piece = _after(p, unit, c, piece)
+        stop, high = _stop(p, start, end), spread[t.SPREAD * of_unit + t.HIGH * p[t.CHANNELS] + c]
         total, product = _sums(start, stop, (x, dy, high))
         slots[item], slots[p[t.SLOTS] * p[t.RUN] + item] = total, product
+        end, unit, c, of_unit = _after(p, stop, end, unit, c, of_unit)
+        start = stop
 
 
 def gradient(*operands: Values) -> Sequence[Values]:
@@ -155,14 +164,15 @@ def grad_input(x: Any, args: int, part: int) -> None:
     dy, dx, channels = row_at(a[t.DY], x), row_at(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
     first, last = t.items_of(p, part)
-    unit, c, piece = _place(p, first)
+    start, end, unit, c = _opening(p, first)
+    of_unit = t.spread_at(p, unit)
     for _ in range(first, last):
-        start, stop = _run(p, unit, c, piece)
-        at, to = t.SPREAD * t.spread_at(p, unit) + c, t.TERMS * t.spread_at(p, unit) + c
-        unit, c, piece = _after(p, unit, c, piece)
+        stop, at, to = _stop(p, start, end), t.SPREAD * of_unit + c, t.TERMS * of_unit + c
         high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
         _input((dx,), start, stop, (x, dy, high, scale, slope, offset), p[t.AHEAD_BACK])
+        end, unit, c, of_unit = _after(p, stop, end, unit, c, of_unit)
+        start = stop
 
 
 @kernel
@@ -172,9 +182,11 @@ def scale(x: Any, args: int, part: int) -> None:
     dy, dx = row_at(a[t.DY], x), row_at(a[t.DX], x)
     spread = t.numbers(a[t.SMALL], p[t.AT_SPREAD])
     first, last = t.items_of(p, part)
-    unit, c, piece = _place(p, first)
+    start, end, unit, c = _opening(p, first)
+    of_unit = t.spread_at(p, unit)
     for _ in range(first, last):
-        start, stop = _run(p, unit, c, piece)
-        factor = spread[t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c]
-        unit, c, piece = _after(p, unit, c, piece)
+        stop = _stop(p, start, end)
+        factor = spread[t.SPREAD * of_unit + t.SCALE * p[t.CHANNELS] + c]
         _scale((dx,), start, stop, (dy, factor), p[t.AHEAD_BACK])
+        end, unit, c, of_unit = _after(p, stop, end, unit, c, of_unit)
+        start = stop

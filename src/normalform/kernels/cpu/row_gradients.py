@@ -113,11 +113,11 @@ def _four(
 
 
 @helper
-def _terms(p: Any, k: Any) -> None:
+def _terms(p: Any, of_all: float, k: Any) -> None:
     """From both sums of a row to slope and offset."""
     low, rstd, product, total = k[1], k[2], k[3], k[4]
-    slope = -((product - low * total) * rstd) * (rstd * rstd) / p[t.TILE]
-    offset = -total * rstd / p[t.TILE] if p[t.CENTER] == 1 else 0.0
+    slope = -((product - low * total) * rstd) * (rstd * rstd) * of_all
+    offset = -total * rstd * of_all if p[t.CENTER] == 1 else 0.0
     k[3], k[4] = slope, offset - low * slope
 
 
@@ -170,7 +170,7 @@ def backward(x: Any, args: int, part: int) -> None:
     dbiases = dweights + both
     fill(dweights, 0.0, 2 * both)
     start, end = t.items_of(p, part)
-    fours = fours_of(p, end - start, p[t.AHEAD_BACK])
+    fours, of_all = fours_of(p, end - start, p[t.AHEAD_BACK]), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
@@ -179,7 +179,7 @@ def backward(x: Any, args: int, part: int) -> None:
             fill(k + 5 * j + 3, 0.0, 2)
         _four_sums(x + at, dy + at, step, values, weights + w, k)
         for j in range(4):
-            _terms(p, k + 5 * j)
+            _terms(p, of_all, k + 5 * j)
         ahead = 4 * step if p[t.AHEAD_BACK] >= 0 else -1
         _four(
             x + at, dy + at, dx + at, step, values, weights + w, dweights + w, dbiases + w, k, ahead
@@ -188,7 +188,7 @@ def backward(x: Any, args: int, part: int) -> None:
         w, at = r % tiles * length, r * values
         copy(k, kept + 3 * r, 3)
         _sum_row(p, x + at, dy + at, weights + w, k)
-        _terms(p, k)
+        _terms(p, of_all, k)
         _row(p, x + at, dy + at, dx + at, weights + w, dweights + w, dbiases + w, k)
 
 

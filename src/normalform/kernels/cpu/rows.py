@@ -99,20 +99,20 @@ _four_distances = summed(_distances, 8, at_once=1)
 
 
 @inlined
-def _four_moments(data: Any, step: int, n: int, k: Any) -> None:
+def _four_moments(data: Any, step: int, n: int, of_all: float, k: Any) -> None:
     """In the place of points near the means of four short rows their distance, and variances."""
     rows = data, data + step, data + 2 * step, data + 3 * step
     t0, t1, t2, t3, q0, q1, q2, q3 = _four_distances(0, n, (*rows, k[0], k[3], k[6], k[9]))
-    k[1], k[4], k[7], k[10] = t0 / n, t1 / n, t2 / n, t3 / n
-    k[2], k[5], k[8], k[11] = q0 / n, q1 / n, q2 / n, q3 / n
+    k[1], k[4], k[7], k[10] = t0 * of_all, t1 * of_all, t2 * of_all, t3 * of_all
+    k[2], k[5], k[8], k[11] = q0 * of_all, q1 * of_all, q2 * of_all, q3 * of_all
 
 
 @inlined
-def _short_moments(data: Any, step: int, n: int, center: int, k: Any) -> None:
+def _short_moments(data: Any, step: int, n: int, of_all: float, center: int, k: Any) -> None:
     """As :func:`_row_moments` of four rows of one piece, ``step`` values apart; not of float64."""
     for i in range(4):
         k[3 * i] = load(data, i * step) if center == 1 else 0.0
-    _four_moments(data, step, n, k)
+    _four_moments(data, step, n, of_all, k)
     for i in range(0, 12, 3):
         if center == 1:
             k[i + 2] -= k[i + 1] * k[i + 1]
@@ -222,12 +222,12 @@ def forward(x: Any, args: int, part: int) -> None:
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
     biases, eps, k = weights + tiles * length, double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
-    fours = fours_of(p, end - start, p[t.AHEAD])
+    fours, of_all = fours_of(p, end - start, p[t.AHEAD]), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
         if values <= PIECE and not is_double(x):
-            _short_moments(x + at, step, values, p[t.CENTER], k)
+            _short_moments(x + at, step, values, of_all, p[t.CENTER], k)
         else:
             for j in range(4):
                 _row_moments(x + at + j * step, values, p[t.CENTER], k + 3 * j)

@@ -161,8 +161,11 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
                     builder.store(after, sum_)
 
             _vectors(builder, args[0], args[1], at_once, emit)
-            found = [_total(builder, each) for each in totals]
-            return context.make_tuple(builder, signature.return_type, found)
+            vectors = [_added(builder, [builder.load(at) for at in each[:-1]]) for each in totals]
+            ends = [builder.load(each[-1]) for each in totals]
+            found = zip(_totals(builder, vectors), ends, strict=True)
+            sums = [builder.fadd(sum_, end) for sum_, end in found]
+            return context.make_tuple(builder, signature.return_type, sums)
 
         return result(types.int64, types.int64, operands), generate
 
@@ -329,22 +332,35 @@ def _rows(builder: Any, kinds: Any, operands: Any) -> dict[int, tuple[Any, Any]]
     }
 
 
-def _total(builder: Any, places: Sequence[Any]) -> Any:
-    """The sum of what lies in some vectors and in a number, by halves."""
-    *vectors, last = (builder.load(place) for place in places)
+def _added(builder: Any, vectors: list[Any]) -> Any:
+    """The sum of some vectors, by halves."""
     while len(vectors) > 1:
         half = len(vectors) // 2
         pairs = zip(vectors[:half], vectors[half:], strict=True)
         vectors = [builder.fadd(left, right) for left, right in pairs]
+    return vectors[0]
+
+
+def _totals(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The sums of the lanes of some vectors, of two at a time.
+
+    To add vectors that hold sums of two takes as long as if they held those of one.
+    """
+
+    def folded(left: Any, right: Any, low: Sequence[int], high: Sequence[int]) -> Any:
+        parts = (
+            builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(INT, len(at)), [*at]))
+            for at in (low, high)
+        )
+        return builder.fadd(*parts)
+
+    if len(vectors) > 2:
+        return _totals(builder, vectors[:2]) + _totals(builder, vectors[2:])
     lanes, vector = LANES, vectors[0]
-    while lanes > 1:
+    if len(vectors) == 2:  # lanes of both by turns
+        by_turns = [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]
+        vector = folded(vectors[0], vectors[1], *by_turns)
+    while lanes > len(vectors):
         lanes //= 2
-        low, high = (
-            ir.Constant(ir.VectorType(INT, lanes), [*range(start, start + lanes)])
-            for start in (0, lanes)
-        )
-        vector = builder.fadd(
-            builder.shuffle_vector(vector, vector, low),
-            builder.shuffle_vector(vector, vector, high),
-        )
-    return builder.fadd(builder.extract_element(vector, INT(0)), last)
+        vector = folded(vector, vector, range(lanes), range(lanes, 2 * lanes))
+    return [builder.extract_element(vector, INT(lane)) for lane in range(len(vectors))]
