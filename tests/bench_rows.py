@@ -23,7 +23,7 @@ def rows(case, us=US, **changes):
         layout="contiguous" if model else case.layout, dtype="float32", what=case.what,
         competitor="", us=0.0, p50_us=0.0, p99_us=None, paired=1.0, rounds=7, calls=70,
         floor=None if model else 1.0, difference=None, kernel="auto", l2=2**20, memory_kept=1,
-        others=None,
+        others=None, together=None,
         threads=2, python="3.11", torch="2.13", numpy="2.4", numba="0.68", normalform="0.1",
         machine='a "fast", one', cores=2, platform="Linux", commit="", date="2026-11-21T00:00:00Z",
     )  # fmt: skip

@@ -174,8 +174,20 @@ def test_what_others_disturbed_is_marked():
     assert len(re.findall(r"fwd\+bwd! ", text)) == 1
     assert "training! " in text
     text = " ".join(printed(tables.disturbed([*quiet, *busy])).split())
-    assert "kept 0.7 to 1.2 cores busy during 2 of 3 cases" in text
+    assert "kept 0.7 to 1.2 cores busy during 2 of 3 cases, marked" in text
     assert "No other program was busy" in printed(tables.disturbed(quiet))
+
+
+def test_what_was_measured_on_shared_cores_is_marked():
+    apart, shared = measured(norm("batch"), together=1.4), measured(norm("group"), together=1.0)
+    text = printed(tables.of_norms([*apart, *shared]))
+    assert len(re.findall(r"fwd\+bwd ", text)) == len(re.findall(r"fwd\+bwd! ", text)) == 1
+    text = " ".join(printed(tables.disturbed([*apart, *shared])).split())
+    assert "Disturbed: threads shared cores during 1 of 2 cases, marked" in text
+    busy = measured(norm("token", (8, 8, 64)), others=0.3, together=0.9)
+    text = " ".join(printed(tables.disturbed([*apart, *shared, *busy])).split())
+    assert "during 1 of 3 cases, and threads shared cores during 2 of 3 cases" in text
+    assert "Disturbed" not in printed(tables.disturbed(apart))
 
 
 def test_the_picture_of_the_norms_has_a_line_for_each_and_a_rule_at_one(tmp_path):
@@ -202,8 +214,8 @@ def test_the_points_of_the_picture_are_the_speedups():
 def test_a_picture_of_disturbed_times_says_so():
     found = measured(norm("batch"), others=0.7) + measured(norm("group"), others=0.0)
     title = pictures.norms(found).to_dict()["title"]["subtitle"]
-    assert title.endswith("; other programs were busy during 1 of 2 cases")
-    assert "busy" not in pictures.norms(found[1:]).to_dict()["title"]["subtitle"]
+    assert title.endswith("; the machine was not ours alone during 1 of 2 cases")
+    assert "alone" not in pictures.norms(found[1:]).to_dict()["title"]["subtitle"]
 
 
 @pytest.mark.parametrize(("torchs", "ticks"), [(20.0, {0.5, 1, 2, 5}), (5e4, {0.1, 1, 10, 100})])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from normalform.lab.bench import floors, load, measure, timing
 from normalform.lab.bench.floors import FORWARD, INFERENCE, STEP
@@ -171,14 +172,50 @@ def test_what_others_disturb_is_measured_again(monkeypatch):
         clock = Clock()
         work = clock.work("a", *[1e-3] * WARM, 3e-3, *[1e-3] * WARM, 2e-3, *[1e-3] * WARM, 5e-3)
         how = How(seconds=0.0, tries=most, clock=clock)
-        timings, others = measure.undisturbed({"a": work}, how, least=1)
-        return timings["a"].best, others, len(clock.done) // (WARM + 1)
+        timings, found = measure.undisturbed({"a": work}, how, least=1)
+        assert found.together is None
+        return timings["a"].best, found.others, len(clock.done) // (WARM + 1)
 
     assert tries(0.02) == (pytest.approx(3e-3), 0.02, 1)
     assert tries(None) == (pytest.approx(3e-3), None, 1)
     assert tries(0.5, 0.0) == (pytest.approx(2e-3), 0.0, 2)
     assert tries(0.5, 0.3, 0.9) == (pytest.approx(2e-3), 0.3, 3)
     assert tries(0.5, 0.0, most=1) == (pytest.approx(3e-3), 0.5, 1)
+
+
+def test_what_ran_on_shared_cores_is_measured_again(monkeypatch):
+    """A look before each try, until the cores are apart or patience is over, and one after it."""
+
+    def tries(*together, patience=0.5, busy=(0.0, 0.0, 0.0)):
+        looks, others, slept = list(together), iter(busy), []
+        monkeypatch.setattr(measure.Others, "cores", lambda _: next(others))
+        monkeypatch.setattr(measure.torch, "get_num_threads", lambda: 2)
+        waiting = load.Patience(patience, lambda threads: looks.pop(0) * threads, slept.append)
+        clock = Clock()
+        work = clock.work("a", *[1e-3] * WARM, 3e-3, *[1e-3] * WARM, 2e-3, *[1e-3] * WARM, 5e-3)
+        how = How(seconds=0.0, patience=waiting, clock=clock)
+        timings, found = measure.undisturbed({"a": work}, how, least=1)
+        assert not looks
+        return round(1e3 * timings["a"].best), found.together, sum(slept)
+
+    assert tries(0.9, 0.7) == (3, 1.4, 0.0)
+    assert tries(0.5, 0.9, 0.8) == (3, 1.6, 0.25)
+    assert tries(0.9, 0.5, 0.8, 0.9) == (2, 1.6, 0.0)
+    assert tries(0.4, 0.4, 0.4, 0.5, 0.4, 0.4, 0.9, 0.7) == (5, 1.4, 0.5)
+    assert tries(*[0.5] * 6, patience=0, busy=(0.05, 0.0, 0.03)) == (2, 1.0, 0.0)
+    assert tries(0.9, 0.9, 0.9, 0.4, 0.9, 0.9, busy=(0.8, 0.0, 0.4)) == (5, 1.8, 0.0)
+
+
+def test_threads_together_are_compared_with_one():
+    threads = torch.get_num_threads()
+    assert load.together(1) is None
+    assert load.together(2) > 0.1
+    assert torch.get_num_threads() == threads
+    assert not load.Load(together=1.21).shares_cores(2)
+    assert load.Load(together=1.19).shares_cores(2)
+    assert load.Load(together=4.0).shares_cores(8)
+    assert not load.Load().disturbs(2)
+    assert load.Load(others=0.2).disturbs(2)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from normalform.lab.bench import models, norms, tables
 from normalform.lab.bench.folder import RESULTS, Folder, is_ours
+from normalform.lab.bench.load import Patience
 from normalform.lab.bench.measure import How, measured
 from normalform.lab.bench.norms import MOST_ELEMENTS
 from normalform.lab.bench.rows import Row, read_rows, results
@@ -34,6 +35,8 @@ except ModuleNotFoundError as error:
     raise ImportError('normalform bench needs rich: pip install "normalform[lab]"') from error
 
 Case = norms.Case | models.Case
+
+_PATIENCE = 60.0  # seconds in all to wait for a core for each thread
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,11 @@ def bench(options: Options, console: Console | None = None) -> Path:
         "cases": len(cases),
         "environment": environment(),
     }
+    patience = Patience(0.0 if options.quick else _PATIENCE)
     with _threads(options.threads), Folder(folder_of(options), meta) as folder:
         try:
             for case in _progress(cases, options, console):
-                folder.add(measured(case, _how(case, options)))
+                folder.add(measured(case, replace(_how(case, options), patience=patience)))
         except KeyboardInterrupt:
             _show(folder.path, folder.rows, console)
             done = len(results(folder.rows))

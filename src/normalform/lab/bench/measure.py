@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normalform.lab.bench import models, norms
 from normalform.lab.bench.floors import INFERENCE, STEP, floor, l2_bytes
-from normalform.lab.bench.load import QUIET, Others
+from normalform.lab.bench.load import Load, Others, Patience
 from normalform.lab.bench.rows import Row
 from normalform.lab.bench.timing import ROUNDS, Clock, Timing, Work, interleaved
 from normalform.lab.environment import environment, version
@@ -32,7 +32,8 @@ class How:
         seconds: the rounds of a case go on for.
         steps: rounds at least of a network's training.
         latencies: rounds at least of its inference; a 99th percentile needs 100.
-        tries: at most, while other programs disturb.
+        tries: at most, while something disturbs.
+        patience: for a machine that lets threads share a core; None to not look.
         memory_kept: whether the process keeps its memory.
         clock: seconds that pass.
     """
@@ -43,6 +44,7 @@ class How:
     steps: int = 20
     latencies: int = 100
     tries: int = 3
+    patience: Patience | None = None
     memory_kept: bool = False
     clock: Clock = time.perf_counter
 
@@ -64,19 +66,25 @@ def difference(found: Any, ours: Any) -> float:
 
 def undisturbed(
     works: Mapping[str, Work], how: How, least: int = ROUNDS
-) -> tuple[dict[str, Timing], float | None]:
-    """Timings while other programs were quiet, and how many cores those kept busy.
+) -> tuple[dict[str, Timing], Load]:
+    """Timings while nothing disturbed, and what did.
 
-    Where they never are in ``how.tries``, the try that they disturbed least.
+    Where something did in each of ``how.tries``, the try that was disturbed least: rather by other
+    programs than by cores that threads shared.
     """
-    tries: list[tuple[dict[str, Timing], float | None]] = []
+    threads = torch.get_num_threads()
+    tries: list[tuple[dict[str, Timing], Load]] = []
     for _ in range(how.tries):
+        ratios = [how.patience.wait(threads)] if how.patience else []
         others = Others()
         timings = interleaved(works, how.seconds, least, how.clock)
-        tries.append((timings, others.cores()))
-        if (tries[-1][1] or 0.0) <= QUIET:
+        cores = others.cores()
+        ratios += [how.patience.look(threads)] if how.patience else []
+        found = Load(cores, min((each for each in ratios if each is not None), default=None))
+        tries.append((timings, found))
+        if not found.disturbs(threads):
             break
-    return min(tries, key=lambda found: found[1] or 0.0)
+    return min(tries, key=lambda each: (each[1].shares_cores(threads), each[1].others or 0.0))
 
 
 def _norm(case: norms.Case, how: How) -> list[Row]:
@@ -88,7 +96,7 @@ def _norm(case: norms.Case, how: How) -> list[Row]:
             for name, work in works.items()
             if name not in ("ours", "copy")
         }
-        timings, others = undisturbed(works, how)
+        timings, load = undisturbed(works, how)
     itemsize = norms.DTYPES[case.dtype].itemsize
     least = floor(case.norm, case.shape, case.what, itemsize, l2_bytes())
     common = {
@@ -97,7 +105,8 @@ def _norm(case: norms.Case, how: How) -> list[Row]:
         "layout": case.layout,
         "dtype": case.dtype,
         "floor": least,
-        "others": others,
+        "others": load.others,
+        "together": load.together,
     }
     return _rows(case, common, timings, differences, how)
 
@@ -110,14 +119,15 @@ def _model(case: models.Case, how: How) -> list[Row]:
     with torch.set_grad_enabled(case.what != INFERENCE):
         works = models.works(case, networks, x)
         least = how.latencies if case.what == INFERENCE else how.steps
-        timings, others = undisturbed(works, how, least)
+        timings, load = undisturbed(works, how, least)
     common = {
         "kind": "model",
         "name": case.name,
         "layout": "contiguous",
         "dtype": "float32",
         "floor": None,
-        "others": others,
+        "others": load.others,
+        "together": load.together,
     }
     return _rows(case, common, timings, differences, how)
 

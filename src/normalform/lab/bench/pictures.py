@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from normalform.lab.bench.floors import FORWARD, INFERENCE, STEP
-from normalform.lab.bench.load import QUIET
 from normalform.lab.bench.rows import Result
 from normalform.lab.bench.targets import TRAINING
 from normalform.lab.cases import NORMS
@@ -169,7 +168,7 @@ def _title(text: str, results: Sequence[Result]) -> dict[str, Any]:
     row = results[-1].ours
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     subtitle = f"{row.machine}, {threads}, {row.dtype}, torch {row.torch}, {row.date[:10]}"
-    disturbed = sum((each.ours.others or 0.0) > QUIET for each in results)
+    disturbed = sum(each.disturbed for each in results)
     if disturbed:
-        subtitle += f"; other programs were busy during {disturbed} of {len(results)} cases"
+        subtitle += f"; the machine was not ours alone during {disturbed} of {len(results)} cases"
     return {"text": text, "subtitle": subtitle, "fontSize": 17, "offset": 14}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from normalform.lab.bench.load import Load
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,6 +38,9 @@ class Row:
         l2: bytes of a core's own second-level cache.
         memory_kept: the process kept its memory; see ``timing.py``.
         others: cores that other programs kept busy meanwhile, where the system says.
+        together: how many times as fast all threads computed as one, where there are several: the
+            less of just before and just after. Far less than their number means that they shared
+            cores.
         threads: that computed.
         python: version.
         torch: version.
@@ -69,6 +74,7 @@ class Row:
     l2: int
     memory_kept: int
     others: float | None
+    together: float | None
     threads: int
     python: str
     torch: str
@@ -106,6 +112,16 @@ class Result:
         if "copy" not in self.rows or competitor not in self.rows:
             return None
         return self.rows[competitor].us / self.rows["copy"].us
+
+    @property
+    def load(self) -> Load:
+        """What disturbed it."""
+        return Load(self.ours.others, self.ours.together)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something did."""
+        return self.load.disturbs(self.ours.threads)
 
     @property
     def of_floor(self) -> float | None:
@@ -158,10 +174,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(cells: Mapping[str, str]) -> Row:
-    values: dict[str, Any] = {name: _parse(kind, cells[name]) for name, kind in _FIELDS.items()}
+    values: dict[str, Any] = {name: _parse(kind, cells, name) for name, kind in _FIELDS.items()}
     return Row(**values)
 
 
-def _parse(kind: str, cell: str) -> str | int | float | None:
-    optional = kind.endswith(" | None")
-    return None if optional and not cell else _PARSERS[kind.removesuffix(" | None")](cell)
+def _parse(kind: str, cells: Mapping[str, str], name: str) -> str | int | float | None:
+    optional = kind.endswith(" | None")  # also what earlier versions did not measure
+    if optional and not cells.get(name):
+        return None
+    return _PARSERS[kind.removesuffix(" | None")](cells[name])

@@ -41,15 +41,22 @@ def where(row: Row) -> Text:
 
 
 def disturbed(results: Sequence[Result]) -> Text:
-    """A warning where other programs computed meanwhile."""
-    busy = [each.ours.others or 0.0 for each in results]
-    found = [cores for cores in busy if cores > QUIET]
-    if not found:
-        return Text("No other program was busy meanwhile.")
+    """A warning where the machine did something else meanwhile."""
+    marked = [each for each in results if each.disturbed]
+    if not marked:
+        return Text("No other program was busy meanwhile, and threads shared no core.")
+    busy = [cores for each in marked if (cores := each.ours.others or 0.0) > QUIET]
+    shared = [each for each in marked if each.load.shares_cores(each.ours.threads)]
+    said: list[str] = []
+    if busy:
+        said.append(
+            f"other programs kept {min(busy):.1f} to {max(busy):.1f} cores busy during {len(busy)} "
+            f"of {len(results)} cases"
+        )
+    if shared:
+        said.append(f"threads shared cores during {len(shared)} of {len(results)} cases")
     return Text(
-        f"Disturbed: other programs kept {min(found):.1f} to {max(found):.1f} cores busy during "
-        f"{len(found)} of {len(results)} cases, marked !. Measure again on an idle machine.",
-        style=_BAD,
+        f"Disturbed: {', and '.join(said)}, marked !. Measure again on an idle machine.", style=_BAD
     )
 
 
@@ -207,7 +214,7 @@ def _what(result: Result) -> Text:
 
 
 def _mark(result: Result) -> str:
-    return "!" if (result.ours.others or 0.0) > QUIET else ""
+    return "!" if result.disturbed else ""
 
 
 def _differing(result: Result) -> list[str]:
