@@ -51,15 +51,15 @@ MUTANTS = [
     Mutant(
         "planes: unbiased variance",
         planes,
-        "var = square / size",
-        "var = square / (size - 1)",
+        "var = square * of_all",
+        "var = square * (of_all / (1.0 - of_all))",
         compiled_plain("instance, tracked"),
     ),
     Mutant(
         "planes: variance in one pass without a shift",
         planes,
-        "near, size = load(row, start)",
-        "near, size = 0.0",
+        "near, of_all = load(row, start)",
+        "near, of_all = 0.0",
         compiled_hard("instance, tracked", "mean 1e6"),
     ),
     Mutant(
@@ -70,11 +70,11 @@ MUTANTS = [
         compiled_hard("instance, tracked", "outlier", torch.float64),
     ),
     Mutant(
-        "planes: the last value of a plane dropped",
+        "planes: one ends a value too early, and so do all that follow",
         planes,
-        "last < p[t.EXTENT] else p[t.EXTENT])",
-        "last < p[t.EXTENT] else p[t.EXTENT] - 1)",
-        compiled_plain("instance, pieces"),
+        "end, c = end + p[t.EXTENT], c + 1",
+        "end, c = end + p[t.EXTENT] - 1, c + 1",
+        compiled_plain("instance, tracked"),
     ),
     Mutant(
         "planes: the last value of a cell that is one run dropped",
@@ -91,11 +91,32 @@ MUTANTS = [
         compiled_plain("group, many short planes", torch.float64),
     ),
     Mutant(
-        "planes: the last value of a piece dropped",
+        "planes: the last value of a piece left out of the sums",
         planes,
-        "start + (last if",
-        "start + (last - 1 if",
+        "_sums(start, stop, (x, dy, high))",
+        "_sums(start, stop - 1, (x, dy, high))",
         compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "planes: a part begins with the plane it begins in",
+        planes,
+        "+ (item - plane * p[t.PIECES]) * p[t.LENGTH]",
+        "",
+        compiled_plain("instance, pieces"),
+    ),
+    Mutant(
+        "planes: the coefficients of the unit before",
+        planes,
+        "            spread = t.spread_at(p, unit)",
+        "            spread = t.spread_at(p, unit - 1)",
+        compiled_plain("instance, a few samples a part"),
+    ),
+    Mutant(
+        "vectors: a lane of the second of two sums left out",
+        vectors,
+        "[1, 9, 3, 11, 5, 13, 7, 15]",
+        "[1, 9, 3, 11, 5, 13, 7, 14]",
+        compiled_plain("instance, tracked"),
     ),
     Mutant(
         "columns: variance in one pass without a shift",
@@ -170,7 +191,7 @@ MUTANTS = [
     Mutant(
         "rows, by fours: unbiased variance",
         rows,
-        "q3 / n",
+        "q3 * of_all",
         "q3 / (n - 1)",
         compiled_plain("layer, many rows"),
     ),
@@ -198,8 +219,8 @@ MUTANTS = [
     Mutant(
         "rows: root mean square of centred values",
         rows,
-        "_short_moments(x + at, step, values, p[t.CENTER], k)",
-        "_short_moments(x + at, step, values, 1, k)",
+        "_short_moments(x + at, step, values, of_all, p[t.CENTER], k)",
+        "_short_moments(x + at, step, values, of_all, 1, k)",
         compiled_plain("rms, many rows"),
     ),
     Mutant(
@@ -431,15 +452,15 @@ MUTANTS = [
     Mutant(
         "rows: gradient without the share of the mean",
         row_gradients,
-        "-total * rstd / p[t.TILE] if",
+        "-total * rstd * of_all if",
         "0.0 if",
         compiled_plain("layer, many rows"),
     ),
     Mutant(
         "rows: gradient with half the share of the variance",
         row_gradients,
-        "(rstd * rstd) / p[t.TILE]",
-        "(rstd * rstd) / (2 * p[t.TILE])",
+        "(rstd * rstd) * of_all",
+        "(rstd * rstd) * (0.5 * of_all)",
         compiled_plain("layer, many rows"),
     ),
     Mutant(

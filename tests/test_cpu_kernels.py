@@ -38,6 +38,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
         (4, 6, 30, 31),
         False,
     ),
+    "instance, a few samples a part": (
+        lambda: nf.InstanceNorm2d(8, affine=True),
+        (20, 8, 13, 12),
+        False,
+    ),
+    "switch, a few samples a part": (lambda: nf.SwitchNorm2d(8), (40, 8, 11, 5), False),
     "ghost, tail": (lambda: nf.GhostBatchNorm2d(6, 3), (8, 6, 30, 31), False),
     # Channels last: columns, rows folded where they are short, tiles where they are long
     "batch, last": (lambda: nf.BatchNorm2d(7), (3, 7, 90, 61), True),
@@ -200,6 +206,7 @@ def test_what_the_cases_reach():
         if kind != "rows":  # which has other numbers there
             found |= {
                 "pieces": p[t.PIECES] > 1,
+                "a few samples a part": 1 < programs.parts < p[t.SPREAD_UNITS],
                 "a shorter piece": p[t.EXTENT] % p[t.LENGTH] != 0,
                 "tiles": p[t.TILES] > 1,
                 "a smaller tile": p[t.CHANNELS] % p[t.TILE] != 0,
@@ -210,7 +217,7 @@ def test_what_the_cases_reach():
     columns = {"tiles", "a smaller tile", "rows left over", "neighbours"}
     both = {"pieces", "a shorter piece", "parts", "threads", "tiled", "staged"}
     assert reached >= {f"columns: {way}" for way in columns | both}
-    assert reached >= {f"planes: {way}" for way in both}
+    assert reached >= {f"planes: {way}" for way in both | {"a few samples a part"}}
     assert reached >= {f"rows: {way}" for way in ("parts", "threads")}
 
 
