@@ -450,6 +450,20 @@ MUTANTS = [
         compiled_plain("switch, parts"),
     ),
     Mutant(
+        "blend: dx about the blended mean where running statistics are far from x",
+        gradients,
+        "            given = 1",
+        "            given = 0",
+        lambda: cpu.test_running_statistics_far_from_x(("instance", "batch"), False),
+    ),
+    Mutant(
+        "blend: dx about zero where a cell has several channels",
+        gradients,
+        "fill(point + g * size, near[g] + near[cells + g], size)",
+        "fill(point + g * size, 0.0, size)",
+        lambda: cpu.test_running_statistics_far_from_x(("batch", "group:2"), False),
+    ),
+    Mutant(
         "rows: gradient without the share of the mean",
         row_gradients,
         "-total * rstd * of_all if",

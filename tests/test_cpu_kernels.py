@@ -318,6 +318,18 @@ def test_logits_of_any_size():
     assert_layer_accurate(layer, x, dy)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("over", [("instance", "batch"), ("batch", "group:2")])
+def test_running_statistics_far_from_x(over: tuple[str, ...], last: bool):
+    """Where x is constant in a cell, that branch adds nothing to dx, however far the blend is."""
+    layer = nf.SwitchNorm2d(16, eps=1e-3, over=over)
+    layer.kernel = "cpu"
+    randomized(layer)
+    x = 1e6 + 4096 * normal(7, 2, 1, 1).round().repeat_interleave(8, 1).expand(7, 16, 3, 5)
+    x, dy = (t.contiguous(memory_format=LAST[last]) for t in (x, normal(7, 16, 3, 5)))
+    assert_layer_accurate(layer.eval(), x, dy)
+
+
 @pytest.mark.parametrize("over", [("instance",), ("layer",)])
 def test_logits_of_one_branch_have_no_gradient(over: tuple[str]):
     """They decide nothing, whatever lay in the memory where gradients are summed."""

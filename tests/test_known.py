@@ -243,6 +243,18 @@ def test_a_class_that_answers_by_itself():
     layer.__class__ = Fixed
     exact = nf.functional.group_norm(x, 2, torch.full((4,), 2.0), torch.ones(4))
     assert torch.equal(layer(x), exact)
+
+    class Twice(nf.GroupNorm):
+        def __getattr__(self, name: str) -> Any:
+            value = super().__getattr__(name)
+            return value * 2 if name == "weight" else value
+
+    twice = Twice(2, 4)
+    twice.load_state_dict(nf.GroupNorm(2, 4).state_dict())
+    assert torch.equal(twice(x), 2 * plain)
+    other = nf.GroupNorm(2, 4)
+    other.__dict__["weight"] = torch.full((4,), 2.0)
+    assert torch.equal(other(x), 2 * plain)
     pruned = nf.GroupNorm(2, 4)
     prune.l1_unstructured(pruned, "weight", 2)
     assert (pruned(x) == 0).sum() >= 2 * 3

@@ -158,6 +158,85 @@ def test_a_saved_tensor_that_changes_is_noticed(name: str, training: bool):
             y.sum().backward()
 
 
+@pytest.mark.parametrize("kept", ["transposed", "sliced", "channels last", "contiguous"])
+@each_layer
+def test_saved_tensors_that_come_back_with_other_strides(name: str, kept: str):
+    """Hooks must give back the values, no more."""
+
+    def back(t: Tensor) -> Tensor:
+        return LAYOUTS[kept](t.detach().clone()) if t.is_floating_point() else t
+
+    layer, x = prepared(name)
+    twin = copy.deepcopy(layer)
+    for arranged in (x, channels_last(x)):
+        expected = step(twin, twin, arranged)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+            found = step(layer, layer, arranged)
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["batch 2d", "instance 2d", "group", "layer, token"])
+def test_saved_tensors_that_come_back_as_negated_views(name: str):
+    layer, x = prepared(name)
+    twin = copy.deepcopy(layer)
+    expected = step(twin, twin, x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: torch._neg_view(-t)):
+        found = step(layer, layer, x)
+    assert_same(found, expected)
+
+
+def test_saved_tensors_that_come_back_in_another_type():
+    layer = nf.BatchNorm2d(3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.bfloat16()):
+        y = layer(torch.randn(2, 3, 4, 4, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"input that was saved .* as torch.bfloat16, it was"):
+        y.sum().backward()
+
+
+FREED = {
+    "input": lambda layer, x: x,
+    "weight": lambda layer, x: layer.weight.data,
+    "bias": lambda layer, x: layer.bias.data,
+    "running_mean": lambda layer, x: layer.running_mean,
+    "running_var": lambda layer, x: layer.running_var,
+    "mean_weight": lambda layer, x: layer.mean_weight.data,
+    "var_weight": lambda layer, x: layer.var_weight.data,
+}
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", FREED)
+def test_memory_that_was_freed(name: str, known: bool):
+    """As those that shard parameters do between two uses: no other values, and no crash."""
+    layer, x = nf.SwitchNorm2d(3), torch.randn(2, 3, 4, 4)
+    if known:
+        layer(x)
+    FREED[name](layer, x).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"memory of .*{name} was freed"):
+        layer(x)
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "mean_weight"])
+def test_memory_that_was_freed_before_the_backward(name: str):
+    layer, x = nf.SwitchNorm2d(3), torch.randn(2, 3, 4, 4)
+    y = layer(x.clone().requires_grad_() if name != "input" else x)
+    FREED[name](layer, x).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"memory of .*{name} was freed"):
+        y.sum().backward()
+    layer, x = nf.GroupNorm(1, 3), torch.randn(2, 3, 4, 4)
+    y, dy = layer(x), torch.randn(2, 3, 4, 4)
+    dy.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="memory of the gradient of the output was freed"):
+        y.backward(dy)
+
+
+def test_zeros_without_memory():
+    """As forward-mode differentiation makes them."""
+    zeros = torch._efficientzerotensor(2, 3, 4, 4)
+    for layer in (nf.BatchNorm2d(3), nf.GroupNorm(1, 3), nf.LayerNorm(4)):
+        assert torch.equal(layer(zeros), torch.zeros(2, 3, 4, 4))
+
+
 @each_layer
 def test_a_graph_is_gone_after_its_backward(name: str):
     layer, x = prepared(name)

@@ -80,8 +80,10 @@ def is_ordinary(
     running: Pair | None,
 ) -> bool:
     """Whether the compiled kernels may read the memory of these tensors."""
-    plain = is_plain(x, weight, bias, *(logits or ()), *(running or ()))
-    return plain and x.is_cpu and x.layout is torch.strided and not x.is_neg()
+    tensors = _given(x, weight, bias, logits, running)
+    if not is_plain(*tensors) or any(t._is_zerotensor() for t in tensors):
+        return False
+    return x.is_cpu and x.layout is torch.strided and not x.is_neg()
 
 
 def _key(

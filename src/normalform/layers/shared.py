@@ -27,10 +27,31 @@ def held(
     """Two attributes of a layer that stand in ``store``, its parameters or its buffers.
 
     nn.Module searches for each in Python: four of them take as long as a kernel on a small tensor.
-    It does so where they do not stand there, as after pruning, or where the class answers by
-    itself, as that of a parametrization does.
+    It does so where they do not stand there, as after pruning, or where the class or the layer
+    answers before that, as the class of a parametrization does.
     """
-    kind = type(layer)
-    if first in store and second in store and not (hasattr(kind, first) or hasattr(kind, second)):
-        return store[first], store[second]
+    if first in store and second in store and _searches(type(layer)):
+        own = layer.__dict__
+        if first not in own and second not in own:
+            return store[first], store[second]
     return getattr(layer, first), getattr(layer, second)
+
+
+_plain: dict[type, bool] = {}
+
+
+def _searches(kind: type) -> bool:
+    """Whether a class finds what it holds as nn.Module does, and has no such attributes itself."""
+    if kind not in _plain:
+        if len(_plain) >= 1000:  # parametrizations make a class for each layer
+            _plain.clear()
+        names = "weight", "bias", "running_mean", "running_var"
+        finds: Any = kind  # pyright does not know that classes answer for their instances
+        usual = finds.__getattr__ is nn.Module.__getattr__
+        usual = usual and kind.__getattribute__ is object.__getattribute__
+        _plain[kind] = usual and not any(hasattr(kind, name) for name in names)
+    return _plain[kind]
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler: run, not traced.
+_searches._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -264,7 +264,7 @@ _inputs_of_four = mapped(gradient, streams=8, at_once=2)
 
 @helper
 def _input(p: Any, data: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> None:
-    """``dx = scale dy + (slope (x - high) + offset)``."""
+    """``dx = scale dy + (slope (x - point) + offset)``."""
     at, fours = (s, s + STEP, s + 2 * STEP, s + 3 * STEP), _fours(p, rows, p[t.AHEAD_BACK])
     for row in range(0, fours, 4):
         x, g, d = data + row * step, dy + row * step, dx + row * step
@@ -293,7 +293,7 @@ def grad_input(x: Any, args: int, part: int) -> None:
         unit, _, c0, _, start, rows, values = _item(p, item)
         at = spread + t.SPREAD * t.spread_at(p, unit) + c0
         to = terms + t.TERMS * t.spread_at(p, unit) + c0
-        _expand(at + t.HIGH * channels, values, p, s)
+        _expand(to + t.POINT * channels, values, p, s)
         _expand(at + t.SCALE * channels, values, p, s + STEP)
         _expand(to + t.SLOPE * channels, values, p, s + 2 * STEP)
         _expand(to + t.OFFSET * channels, values, p, s + 3 * STEP)

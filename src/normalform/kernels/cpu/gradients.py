@@ -92,13 +92,12 @@ def gather(x: Any, args: int, part: int) -> None:
 
 def _cells_of_channels(
     n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
-    high: Values, low: Values, twice: Values,
+    point: Values, twice: Values,
 ) -> tuple[Values, Values]:  # fmt: skip
     """Slope and offset from a cell."""
     of_all = n.inverse()
     tilt = twice * dvar * of_all
-    apart = (high - near) + (low - rest)
-    return tilt, dmean * of_all + tilt * (apart - low)
+    return tilt, dmean * of_all + tilt * ((point - near) - rest)
 
 
 _of_cells = mapped(_cells_of_channels)
@@ -110,26 +109,26 @@ def _unblended(p: Any, cell: Any, sums: Any, at: Any, to: Any, c0: int, c1: int)
     channels, b = p[t.CHANNELS], t.AT_BRANCHES
     size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
     slope, offset = to + t.SLOPE * channels, to + t.OFFSET * channels
-    high_of, low_of = at + t.HIGH * channels, at + t.LOW * channels
+    point = to + t.POINT * channels
+    copy(point + c0, at + t.HIGH * channels + c0, c1 - c0)
     if size == 1:
-        cell_of = cell, cell + cells, cell + 2 * cells
-        operands = *cell_of, sums, sums + cells, high_of, low_of, 2.0
+        operands = cell, cell + cells, cell + 2 * cells, sums, sums + cells, point, 2.0
         _of_cells((slope, offset), c0, c1, operands)
         return
     for g in range(c0 // size, c1 // size):
         first = g * size
         of = (
-            cell[g], cell[cells + g], cell[2 * cells + g], sums[g], sums[cells + g],
-            high_of[first], low_of[first], 2.0,
+            cell[g], cell[cells + g], cell[2 * cells + g], sums[g], sums[cells + g], point[first],
+            2.0,
         )  # fmt: skip
         _of_cells((slope, offset), first, first + size, of)
 
 
 def _branch_of_channels(
     n: Values, near: Values, rest: Values, dmean: Values, dvar: Values,
-    high: Values, low: Values, to_mean: Values, twice_to_var: Values,
+    point: Values, to_mean: Values, twice_to_var: Values,
 ) -> tuple[Values, Values]:  # fmt: skip
-    return _cells_of_channels(n, near, rest, to_mean * dmean, dvar, high, low, twice_to_var)
+    return _cells_of_channels(n, near, rest, to_mean * dmean, dvar, point, twice_to_var)
 
 
 def _of_weights(
@@ -146,13 +145,42 @@ _add_terms, _to_logits = mapped(_branch_of_channels, adds=2), summed(_of_weights
 def _add_branch(
     constant: bool, rows: Any, start: int, stop: int,
     n: Any, near: Any, rest: Any, var: Any, of_mean: Any, of_var: Any,
-    high: Any, low: Any, dmean: Any, dvar: Any, to_mean: float, to_var: float,
+    point: Any, high: Any, low: Any, dmean: Any, dvar: Any, to_mean: float, to_var: float,
 ) -> tuple[float, float]:  # fmt: skip
     """What a branch adds to some channels, whose cells are rows, or one cell; and to its logits."""
     if not constant:
-        of = n, near, rest, of_mean, of_var, high, low, to_mean, 2.0 * to_var
+        of = n, near, rest, of_mean, of_var, point, to_mean, 2.0 * to_var
         _add_terms(rows, start, stop, of)
     return _to_logits(start, stop, (near, rest, var, high, low, dmean, dvar))
+
+
+_mean_of = mapped(lambda near, rest: (near + rest,))
+
+
+@helper
+def _points(p: Any, small: Any, u: int, high: Any, point: Any, c0: int, c1: int) -> None:
+    """What x is taken about: the blended mean, or that of the first branch taken from x itself.
+
+    Running statistics may be so far from x that the blend is; what is added to dx by branches of
+    which x is constant would be no zero then.
+    """
+    channels, given, own = p[t.CHANNELS], 0, 0
+    copy(point + c0, high + c0, c1 - c0)
+    for k in range(p[t.BRANCHES] - 1, -1, -1):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        if p[b + t.ROLE] == t.GIVEN:
+            given = 1
+        else:
+            own = b
+    if given == 0 or own == 0:
+        return
+    size, cells = channels // p[own + t.GROUPS], p[own + t.CELLS]
+    near = small + p[own + t.AT_CELLS] + first_cell(p, own, u) + cells
+    if size == 1:
+        _mean_of((point,), c0, c1, (near, near + cells))
+        return
+    for g in range(c0 // size, c1 // size):
+        fill(point + g * size, near[g] + near[cells + g], size)
 
 
 @helper
@@ -164,7 +192,8 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
     fill(to + t.OFFSET * channels + c0, 0.0, c1 - c0)
     high, low = at + t.HIGH * channels, at + t.LOW * channels
     dmean, dvar = grads + t.DMEAN * channels, grads + t.DVAR * channels
-    rows = to + t.SLOPE * channels, to + t.OFFSET * channels
+    rows, point = (to + t.SLOPE * channels, to + t.OFFSET * channels), to + t.POINT * channels
+    _points(p, small, u, high, point, c0, c1)
     for k in range(branches):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
@@ -173,7 +202,7 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
         of_mean = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u)
         of_var = of_mean + cells
         to_mean, to_var = small[p[t.AT_WEIGHTS] + 2 * k], small[p[t.AT_WEIGHTS] + 2 * k + 1]
-        by = high, low, dmean, dvar, to_mean, to_var
+        by = point, high, low, dmean, dvar, to_mean, to_var
         constant, logit_mean, logit_var = p[b + t.ROLE] == t.GIVEN, 0.0, 0.0
         if size == 1:
             of = n, near, rest, var, of_mean, of_var
@@ -190,10 +219,10 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
 
 @small_kernel
 def terms(x: Any, args: int, part: int) -> None:
-    """``dx = scale dy + slope (x - high) + offset``, where there is one branch.
+    """``dx = scale dy + slope (x - point) + offset``, where there is one branch.
 
     A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
-    cell; here all are brought to the blended mean.
+    cell; here all are brought to one point.
     """
     a, p = t.tables(args)
     small, scratch = t.numbers(a[t.SMALL], 0), t.numbers(a[t.SCRATCH], 0)

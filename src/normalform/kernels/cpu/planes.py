@@ -146,10 +146,10 @@ def sums(x: Any, args: int, part: int) -> None:
 
 
 def gradient(*operands: Values) -> Sequence[Values]:
-    """``dx = scale dy + (slope (x - high) + offset)`` of some x and as many dy."""
-    *rows, high, scale, slope, offset = operands
+    """``dx = scale dy + (slope (x - point) + offset)`` of some x and as many dy."""
+    *rows, point, scale, slope, offset = operands
     pairs = zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True)
-    return [g * scale + ((x - high) * slope + offset) for x, g in pairs]
+    return [g * scale + ((x - point) * slope + offset) for x, g in pairs]
 
 
 _input = mapped(gradient, streams=2, at_once=4)
@@ -168,9 +168,9 @@ def grad_input(x: Any, args: int, part: int) -> None:
     of_unit = t.spread_at(p, unit)
     for _ in range(first, last):
         stop, at, to = _stop(p, start, end), t.SPREAD * of_unit + c, t.TERMS * of_unit + c
-        high, scale = spread[at + t.HIGH * channels], spread[at + t.SCALE * channels]
+        scale, point = spread[at + t.SCALE * channels], terms[to + t.POINT * channels]
         slope, offset = terms[to + t.SLOPE * channels], terms[to + t.OFFSET * channels]
-        _input((dx,), start, stop, (x, dy, high, scale, slope, offset), p[t.AHEAD_BACK])
+        _input((dx,), start, stop, (x, dy, point, scale, slope, offset), p[t.AHEAD_BACK])
         end, unit, c, of_unit = _after(p, stop, end, unit, c, of_unit)
         start = stop
 

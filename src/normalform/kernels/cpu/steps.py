@@ -31,13 +31,14 @@ _Table = ctypes.c_int64 * t.ARGS
 class Compiled:
     """The steps of a norm on tensors of one layout, in machine code. See ``kernels.Steps``.
 
-    ``shape`` is x's as the recipes see it, ``order`` brings its axes into (n, c, *s).
+    ``x`` is a tensor as the recipes see it, ``order`` brings its axes into (n, c, *s).
     """
 
-    def __init__(self, layout: Layout, shape: tuple[int, ...], order: tuple[int, ...]) -> None:
-        self.layout, self.shape, self.order = layout, shape, order
+    def __init__(self, layout: Layout, x: Tensor, order: tuple[int, ...]) -> None:
+        self.layout, self.shape, self.order = layout, tuple(x.shape), order
         request = layout.request
         self.copies, self.tracks = request.copies, request.tracked is not None
+        self.strides = None if self.copies or x.is_contiguous() else x.stride()
         # Why one thread works on it, always by the same programs.
         self.few = ""
         if layout.values < PARALLEL:
@@ -81,16 +82,16 @@ class Compiled:
         size, temporary = self.layout.small, self.layout.temporary
         scratch = _scratch(temporary if keep else temporary + size)
         small = torch.empty(size, dtype=torch.float64) if keep else scratch
-        to_mean = to_var = mean = var = 0
-        if logits is not None:
-            to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
+        at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
+        mean = var = 0
         if running is not None:
             mean, var = running[0].data_ptr(), running[1].data_ptr()
+            if not mean or not var:
+                raise _freed("running_var" if mean else "running_mean")
         args = _FORWARD.pack(
-            programs.forward()[1], programs.address, x.data_ptr(), y.data_ptr(), small.data_ptr(),
+            programs.forward()[1], programs.address, at_x, y.data_ptr(), small.data_ptr(),
             scratch.data_ptr() + (0 if keep else 8 * size),
-            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            to_mean, to_var, mean, var, momentum,
+            at_weight, at_bias, to_mean, to_var, mean, var, momentum,
         )  # fmt: skip
         if self.tracks and running is not None:
             self._move(args, threads, running)
@@ -122,10 +123,22 @@ class Compiled:
         programs = self.alone or self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
+        asked = self.layout.request
+        x = _as_saved("input", x, asked.dtype, self.strides)
+        if weight is not None:
+            weight = _as_saved("weight", weight, asked.weight)
+        if bias is not None:
+            bias = _as_saved("bias", bias, asked.bias)
+        if logits is not None:
+            mean_logits, var_logits = (_as_saved("logits", t, asked.logits) for t in logits)
+            logits = mean_logits, var_logits
         if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
             dy = torch.empty_like(x).copy_(dy)
+        at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
+        if not (at_dy := dy.data_ptr()):
+            raise _freed("the gradient of the output")
         dx = dweight = dbias = dmean = dvar = None
-        to_dx = to_dweight = to_dbias = to_mean = to_var = to_dmean = to_dvar = 0
+        to_dx = to_dweight = to_dbias = to_dmean = to_dvar = 0
         if needs[0] or self.layout.kind == "rows":  # whose kernel makes both at once
             dx = _new(x) if self.huge else torch.empty_like(x)
             to_dx = dx.data_ptr()
@@ -135,19 +148,16 @@ class Compiled:
         if needs[2] and bias is not None:
             dbias = torch.empty_like(bias)
             to_dbias = dbias.data_ptr()
-        if logits is not None:
-            to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
-            if needs[3] or needs[4]:
-                dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
-                if self.layout.blends:  # else they decide nothing
-                    to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
+        if logits is not None and (needs[3] or needs[4]):
+            dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
+            if self.layout.blends:  # else they decide nothing
+                to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
         program = programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0)
         scratch = _scratch(self.layout.scratch)
         args = _CALL.pack(
-            program[1], programs.address, x.data_ptr(), 0, kept.data_ptr(), scratch.data_ptr(),
-            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            to_mean, to_var, 0, 0, 0.0, 0, 0,
-            dy.data_ptr(), to_dx, to_dweight, to_dbias, to_dmean, to_dvar,
+            program[1], programs.address, at_x, 0, kept.data_ptr(), scratch.data_ptr(),
+            at_weight, at_bias, to_mean, to_var, 0, 0, 0.0, 0, 0,
+            at_dy, to_dx, to_dweight, to_dbias, to_dmean, to_dvar,
         )  # fmt: skip
         team.run(args, threads)
         return dx if needs[0] else None, dweight, dbias, dmean, dvar
@@ -179,6 +189,54 @@ class Compiled:
         at = int(self.layout.table[t.AT_BRANCHES + t.BRANCH * roles.index(t.GIVEN) + t.AT_CELLS])
         shape = (1, c, *(1 for _ in s))
         return kept[at + c : at + 2 * c].view(shape), kept[at + 3 * c : at + 4 * c].view(shape)
+
+
+def _addresses(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None
+) -> tuple[int, int, int, int, int]:
+    """Where they are, 0 for None; to the kernels 0 is a parameter that there is not."""
+    at_x = x.data_ptr()
+    at_weight = 0 if weight is None else weight.data_ptr()
+    at_bias = 0 if bias is None else bias.data_ptr()
+    to_mean = to_var = 0
+    if logits is not None:
+        to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
+        if not to_mean or not to_var:
+            raise _freed("var_weight" if to_mean else "mean_weight")
+    if not at_x:
+        raise _freed("the input")
+    if not at_weight and weight is not None:
+        raise _freed("weight")
+    if not at_bias and bias is not None:
+        raise _freed("bias")
+    return at_x, at_weight, at_bias, to_mean, to_var
+
+
+def _freed(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"the memory of {name} was freed, its storage has no bytes; it must be there during a "
+        "norm's forward and backward"
+    )
+
+
+def _as_saved(
+    name: str, t: Tensor, dtype: torch.dtype | None, strides: tuple[int, ...] | None = None
+) -> Tensor:
+    """A saved tensor as it lay in memory, without gaps or with these strides.
+
+    Hooks that kept it elsewhere give back its values, but need not keep its strides.
+    """
+    if t.dtype is not dtype:
+        raise RuntimeError(
+            f"the {name} that was saved for the backward came back as {t.dtype}, it was {dtype}: "
+            "hooks of saved tensors must give back the same type"
+        )
+    lies = t.is_contiguous() if strides is None else t.stride() == strides
+    if lies and not t.is_neg():
+        return t
+    if strides is None:
+        return t.resolve_neg().contiguous()
+    return torch.empty_strided(t.shape, strides, dtype=dtype).copy_(t)
 
 
 # From this many bytes on malloc often takes fresh pages for a tensor. Where they were of 4 KiB, to
@@ -228,4 +286,4 @@ def find(call: Call) -> Compiled | str:
     if isinstance(request, str):
         return request
     layout = Layout(request, pattern(request))
-    return Compiled(layout, tuple(call.x.shape), cells[0].order)
+    return Compiled(layout, call.x, cells[0].order)

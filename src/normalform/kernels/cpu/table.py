@@ -46,11 +46,11 @@ CELL = 4
 HIGH, LOW, RSTD, SCALE, SHIFT, NEAR, REST = range(7)
 SPREAD = 7
 # In the backward: sums over dy, gradients of mean and variance, and
-# dx = SCALE dy + SLOPE (x - HIGH) + OFFSET.
+# dx = SCALE dy + SLOPE (x - POINT) + OFFSET.
 TOTAL, PRODUCT, DMEAN, DVAR = range(4)
 GRADS = 4
-SLOPE, OFFSET = range(2)
-TERMS = 2
+SLOPE, OFFSET, POINT = range(3)
+TERMS = 3
 
 
 # A number 0 of the type that others have: to Numba a constant is of a type of its own, for which
