@@ -102,7 +102,7 @@ MUTANTS = [
         planes,
         "+ (item - plane * p[t.PIECES]) * p[t.LENGTH]",
         "",
-        compiled_plain("instance, pieces"),
+        compiled_plain("batch, pieces"),
     ),
     Mutant(
         "planes: the coefficients of the unit before",
