@@ -206,11 +206,24 @@ def test_what_ran_on_shared_cores_is_measured_again(monkeypatch):
     assert tries(0.9, 0.9, 0.9, 0.4, 0.9, 0.9, busy=(0.8, 0.0, 0.4)) == (5, 1.8, 0.0)
 
 
-def test_threads_together_are_compared_with_one():
-    threads = torch.get_num_threads()
+def test_threads_together_are_compared_with_one(monkeypatch):
+    """By the least of some times."""
+    clock, before = Clock(), torch.get_num_threads()
+    seconds = {1: [9.0, 4.0, 5.0], 3: [7.0, 3.0, 2.0]}
+
+    def exp(values, out):
+        assert values.shape == out.shape
+        left = seconds[torch.get_num_threads()]
+        clock.now += left.pop(0) if len(left) > 1 else left[0] + 1
+
+    monkeypatch.setattr(load.time, "perf_counter", clock)
+    monkeypatch.setattr(load.torch, "exp", exp)
     assert load.together(1) is None
-    assert load.together(2) > 0.1
-    assert torch.get_num_threads() == threads
+    assert load.together(3) == 4.0 / 3.0
+    assert torch.get_num_threads() == before
+
+
+def test_threads_that_share_cores():
     assert not load.Load(together=1.21).shares_cores(2)
     assert load.Load(together=1.19).shares_cores(2)
     assert load.Load(together=4.0).shares_cores(8)

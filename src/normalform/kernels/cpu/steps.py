@@ -121,8 +121,6 @@ class Compiled:
         """The gradients of x, weight, bias and both logits, those that are needed."""
         threads = 1 if self.alone else torch.get_num_threads()
         programs = self.alone or self.layout.programs(threads)
-        if self.copies:
-            x = x.contiguous()
         asked = self.layout.request
         x = _as_saved("input", x, asked.dtype, self.strides)
         if weight is not None:

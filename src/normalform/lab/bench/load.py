@@ -21,8 +21,6 @@ from normalform.lab.environment import cores
 QUIET = 0.1  # cores that others may keep busy; the system's own work is some hundredths
 _COARSE = 0.05  # seconds: the system counts in hundredths, for each core
 _BUSY = (0, 1, 2, 5, 6, 7)  # columns: user, nice, system, irq, softirq, and stolen by other guests
-
-
 APART = 0.6  # of the number of threads: as many times as fast as one all are with a core each
 _PAUSE = 0.25  # seconds between two looks
 _VALUES = 1 << 15  # a thread computes, which stay in its own cache
