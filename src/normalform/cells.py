@@ -48,3 +48,9 @@ class Cells:
         """The finest cells that these are made of: one for each sample and channel."""
         runs = (Run(0, self.shape[0], 1),)
         return replace(self, runs=runs, groups=self.shape[1], spatial=spatial)
+
+    def are_planes(self, spatial: bool) -> bool:
+        """Whether they are these; asked of sizes one by one, so that it ties no graph to them."""
+        (_, _, block), *others = self.runs
+        alone = not others and block == 1
+        return alone and self.groups == self.shape[1] and self.spatial == spatial

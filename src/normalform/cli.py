@@ -227,6 +227,9 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="under torch.compile every norm and type, not only some; takes a minute more",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases")
+    parser.add_argument(
+        "--device", help="where the layers run: cpu (the default), auto, cuda, cuda:1 or mps"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.set_defaults(run=_check)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from normalform.cells import Cells, Run
 from normalform.notation import BLOCKS, MEANING, Axis, parse
@@ -41,12 +42,16 @@ class Recipe:
     axes: tuple[Axis, ...]
     center: bool = True
 
-    def __post_init__(self) -> None:
-        # Looked up at every call, so it is computed once.
-        object.__setattr__(self, "_hash", hash((self.axes, self.center)))
+    @cached_property
+    def _hash(self) -> int:
+        """Looked up at every call, so it is computed once: in a graph, which needs none, never."""
+        return hash((self.axes, self.center))
 
     def __hash__(self) -> int:
-        return self._hash  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+        return self._hash
+
+    def __reduce__(self) -> tuple[type[Recipe], tuple[tuple[Axis, ...], bool]]:
+        return Recipe, (self.axes, self.center)  # a hash holds in one process
 
     def __str__(self) -> str:
         words: list[str] = []

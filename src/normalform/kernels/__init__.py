@@ -101,9 +101,16 @@ def warn_not_finite(name: str, bad: int, total: int) -> None:
     )
 
 
+_FLAG = "_is_exporting_flag"
+_has_flag = hasattr(torch.compiler, _FLAG)
+
+
 def exporting() -> bool:
     """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # Before 2.13 torch.compile takes is_exporting() for True, whatever it compiles
+    # (https://github.com/pytorch/pytorch/issues/176347); it reads the flag as it is.
+    flag = getattr(torch.compiler, _FLAG) if _has_flag else torch.compiler.is_exporting()
+    return flag or torch.jit.is_tracing()
 
 
 def is_channels_last(x: Tensor) -> bool:

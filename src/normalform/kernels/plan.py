@@ -76,9 +76,10 @@ class Plan:
         taken = [cells for cells in branches if cells is not None]
         if len(taken) < 2:
             return Plan(taken[0] if taken else None, branches, eps)
-        base = taken[0].planes(all(cells.spatial for cells in taken))
+        spatial = all(cells.spatial for cells in taken)
+        base = taken[0].planes(spatial)
         for cells in taken:
-            if cells == base:  # needs no pooling: branches are told apart by identity
+            if cells.are_planes(spatial):  # needs no pooling: branches are told apart by identity
                 base = cells
         return Plan(base, branches, eps)
 

@@ -103,21 +103,25 @@ def accuracy(
     return worst(found, lambda case: (case.norm, case.dtype))
 
 
-def measured(case: Case, x: Tensor | None = None, *, kernel: str = "auto") -> Measured:
+def measured(
+    case: Case, x: Tensor | None = None, *, kernel: str = "auto", device: str = "cpu"
+) -> Measured:
     """Run our layer and PyTorch's.
 
     Args:
         case: what to run.
         x: the input (N, C, *); None for random numbers.
         kernel: the kernel our layer runs, or ``COMPILE``.
+        device: where both run; the reference runs on the CPU.
     """
     threads = torch.get_num_threads()
     with _threads(1):  # waking others takes longer than small inputs, above all on a busy machine
         generator = torch.Generator().manual_seed(zlib.crc32(repr(case).encode()))
         x = random_input(case, generator) if x is None else x
         ours, theirs = layers(case, x, generator)
-        x = laid_out(x, case)
-        dy = laid_out(torch.randn(case.shape, generator=generator, dtype=torch.float64), case)
+        dy = torch.randn(case.shape, generator=generator, dtype=torch.float64)
+        ours, theirs = ours.to(device), theirs.to(device)
+        x, dy = (laid_out(t, case).to(device) for t in (x, dy))
         if kernel == COMPILE:
             found = _measure_compiled(ours, x, dy)
         else:

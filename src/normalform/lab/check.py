@@ -10,14 +10,14 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from normalform.lab import articles, check_report
+from normalform.lab import articles, check_report, folders
 from normalform.lab.accuracy import COMPILE, Measured, by_kernel, measured, worst
 from normalform.lab.accuracy import accuracy as accuracy
 from normalform.lab.cases import (
@@ -31,8 +31,8 @@ from normalform.lab.cases import (
     plan_compiled,
     why_not,
 )
+from normalform.lab.devices import device_named
 from normalform.lab.environment import environment
-from normalform.lab.folders import replace
 from normalform.lab.own import Content, Own, read
 
 try:
@@ -58,6 +58,8 @@ class Options:
         input: a file of the user's own: ``.npy``, ``.npz``, ``.pt`` or a picture.
         key: the one array wanted of a file that holds several.
         json: a file to write every number to.
+        device: where the layers run: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``: CUDA
+            where there is one. The articles' tensors are computed on the CPU.
     """
 
     norms: Sequence[str] = NORMS
@@ -68,6 +70,7 @@ class Options:
     input: Path | None = None
     key: str | None = None
     json: Path | None = None
+    device: str = "cpu"
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -84,15 +87,16 @@ def run(options: Options, console: Console | None = None) -> int:
     Raises:
         FileNotFoundError: there is no ``input``, or no folder for ``json``.
         ValueError: an unknown norm, dtype or kernel, an ``input`` that cannot be used, a ``json``
-            that is another program's file.
+            that is another program's file, a device that is not here.
     """
     console = console or Console()
+    options = replace(options, device=device_named(options.device))
     cases = plan(options.norms, options.dtypes, quick=options.quick)
     if options.json is not None:
         _refuse_other_files(options.json)
     content = Content((), ()) if options.input is None else read(options.input, options.key)
 
-    found = _measured([(case, None) for case in cases], options.kernel)
+    found = _measured([(case, None) for case in cases], options.kernel, options)
     by_ratio = [each for each in found if each.case.dtype == options.dtypes[0]]
     console.print(
         check_report.on_random_input(
@@ -107,7 +111,7 @@ def run(options: Options, console: Console | None = None) -> int:
     console.print(check_report.on_kernels(by_kernel([*found, *others])))
     for own in content.arrays:
         here, left_out = _on_own(own, options)
-        measured_here = _measured([(case, own.x) for case in here], options.kernel)
+        measured_here = _measured([(case, own.x) for case in here], options.kernel, options)
         table = worst(measured_here, lambda case: (case.norm, case.dtype))
         console.print(check_report.on_own_input(own, table, left_out))
         found += measured_here
@@ -123,10 +127,12 @@ def run(options: Options, console: Console | None = None) -> int:
     return 0 if ok else 1
 
 
-def _measured(work: Sequence[tuple[Case, Tensor | None]], kernel: str) -> list[Measured]:
+def _measured(
+    work: Sequence[tuple[Case, Tensor | None]], kernel: str, options: Options
+) -> list[Measured]:
     console = Console(stderr=True)
     bar = track(work, "measuring", console=console, transient=True, disable=not console.is_terminal)
-    return [measured(case, x, kernel=kernel) for case, x in bar]
+    return [measured(case, x, kernel=kernel, device=options.device) for case, x in bar]
 
 
 def _in_other_ways(options: Options) -> list[Measured]:
@@ -134,12 +140,12 @@ def _in_other_ways(options: Options) -> list[Measured]:
     cases = plan(options.norms, options.dtypes, quick=True)
     found: list[Measured] = []
     if options.kernel == "auto":
-        found += _measured([(case, None) for case in cases], "eager")
+        found += _measured([(case, None) for case in cases], "eager", options)
     if options.compile or (options.kernel == "auto" and not options.quick):
         here = in_order_of_graphs(cases) if options.compile else plan_compiled(cases)
         for _, alike in itertools.groupby(here, graph):
             torch.compiler.reset()
-            found += _measured([(case, None) for case in alike], COMPILE)
+            found += _measured([(case, None) for case in alike], COMPILE, options)
     return found
 
 
@@ -207,7 +213,7 @@ def _write(
         },
     }
     text = json.dumps(_strict(content), indent=1, allow_nan=False)
-    replace(path, f"{text}\n".encode())
+    folders.replace(path, f"{text}\n".encode())
 
 
 def _all_of(each: Measured) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def _ghost_forward(self: Ghost, input: Tensor) -> Tensor:
     if len(blocks) > 1 and blocks[-1][:, 0].numel() == 1:  # one value has no variance
         blocks[-2:] = [torch.cat(blocks[-2:])]
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    shares = torch.tensor([len(block) / len(input) for block in blocks], dtype=wide)
+    parts = [len(block) / len(input) for block in blocks]
+    shares = torch.tensor(parts, dtype=wide, device=input.device)
     channels = [block.detach().to(wide).transpose(0, 1).flatten(1) for block in blocks]
     mean = shares @ torch.stack([each.mean(1) for each in channels])
     var = shares @ torch.stack([each.var(1) for each in channels])

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 
-LANES = 8
+# AVX-512 has vectors of 8 float64 numbers and 32 registers for them; others have half of both, or
+# less. What does not fit into them goes to memory and back: a sum over planes of 7x7 took 1.7 times
+# as long with vectors of 8 and AVX2, rows of 384 by fours 1.15 times as long as one by one.
+WIDE = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features())
+LANES = 8 if WIDE else 4
 LINE = 64  # bytes that come into the cache together
+# Rows so many values apart, or a multiple, would all want the same places in the nearest cache.
+ALIKE = 1024
 DOUBLE, INT, WORD = ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _FLOAT, _HALF = ir.FloatType(), ir.IntType(16)
 

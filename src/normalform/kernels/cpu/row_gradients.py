@@ -8,7 +8,7 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
-from normalform.kernels.cpu.rows import first_of_four, fours_of, repeats
+from normalform.kernels.cpu.rows import FOURS_BACK, first_of_four, fours_of, repeats
 from normalform.kernels.cpu.vectors import (
     Values,
     add,
@@ -170,7 +170,7 @@ def backward(x: Any, args: int, part: int) -> None:
     dbiases = dweights + both
     fill(dweights, 0.0, 2 * both)
     start, end = t.items_of(p, part)
-    fours, of_all = fours_of(p, end - start, p[t.AHEAD_BACK]), 1.0 / values
+    fours, of_all = fours_of(p, end - start, p[t.AHEAD_BACK], FOURS_BACK), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values

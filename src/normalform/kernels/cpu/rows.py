@@ -21,6 +21,7 @@ from normalform.kernels.cpu.compiled import (
     small_kernel,
     workspace,
 )
+from normalform.kernels.cpu.memory import ALIKE, WIDE
 from normalform.kernels.cpu.planes import moments_of, run_moments
 from normalform.kernels.cpu.vectors import (
     Values,
@@ -36,10 +37,11 @@ from normalform.kernels.request import WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
-# Four times as many values at once, so far apart, would all want the same places in the cache.
-AGAIN = 1024
 # Values of a row up to which weight and bias do not fill the nearest cache.
 LONG_ROW = 1024
+# The longest rows that are worked on by fours, forward and backward: with few registers, one by one
+# is faster from then on.
+FOURS, FOURS_BACK = (WEIGHTS, WEIGHTS) if WIDE else (512, 127)
 _room = workspace(12)
 
 
@@ -163,7 +165,7 @@ def _write_four(
 
 
 @helper
-def fours_of(p: Any, rows: int, ahead: int) -> int:
+def fours_of(p: Any, rows: int, ahead: int, longest: int) -> int:
     """How many times four rows are worked on at once, which share a weight.
 
     Of tensors beyond the cache only where rows are long: one stream is faster than four (forward
@@ -171,6 +173,7 @@ def fours_of(p: Any, rows: int, ahead: int) -> int:
     0.7 of the time).
     """
     several = p[t.LENGTH] == p[t.TILE] and p[t.TILES] * p[t.TILE] <= WEIGHTS
+    several = several and p[t.TILE] <= longest
     several = several and (ahead < 0 or p[t.TILE] > LONG_ROW)
     return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
 
@@ -194,7 +197,7 @@ def _coefficients(k: Any, eps: float, kept: Any) -> None:
 @helper
 def repeats(p: Any, n: int, values: int) -> bool:
     """Whether weights repeat within a row so that four times as many values are worked on."""
-    return 4 * n <= values and p[t.STAYS] == 1 and n % AGAIN > 0
+    return WIDE and 4 * n <= values and p[t.STAYS] == 1 and n % ALIKE > 0
 
 
 @helper
@@ -222,7 +225,7 @@ def forward(x: Any, args: int, part: int) -> None:
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
     biases, eps, k = weights + tiles * length, double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
-    fours, of_all = fours_of(p, end - start, p[t.AHEAD]), 1.0 / values
+    fours, of_all = fours_of(p, end - start, p[t.AHEAD], FOURS), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values

@@ -88,22 +88,36 @@ def mapped(
         sources = [*_rows(builder, signature.args[3], args[3]).values()][: streams or 0]
         written = len(to) - adds
 
-        def emit(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
-            for i, (row, value) in enumerate(zip(to, body(*operands(at, lanes)), strict=True)):
-                after = value.value
-                if i >= written:
-                    before = memory.read(builder, *row, at, lanes)
-                    after = builder.fadd(before, after, flags=_FUSED)
-                    after = after if again is None else builder.select(again, before, after)
-                memory.write(builder, *row, at, lanes, after, line and i < written)
+        def put(i: int, at: Any, lanes: int, value: Any, again: Any, line: bool) -> None:
+            if i >= written:
+                before = memory.read(builder, *to[i], at, lanes)
+                value = builder.fadd(before, value, flags=_FUSED)
+                value = value if again is None else builder.select(again, before, value)
+            memory.write(builder, *to[i], at, lanes, value, line and i < written)
 
-        def asking(at: Any, lanes: int, place: int, again: Any, line: bool = False) -> None:
+        def emit(at: Any, lanes: int, place: int, again: Any) -> None:
+            for i, value in enumerate(body(*operands(at, lanes))):
+                put(i, at, lanes, value.value, again, False)
+
+        def ask(at: Any, place: int, rows: Sequence[tuple[Any, Any]]) -> None:
+            for row in sources:
+                memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
+            for row in rows:
+                memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
+
+        def asking(at: Any, lanes: int, place: int, again: Any) -> None:
             if lanes > 1 and again is None:
-                for row in sources:
-                    memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
-                for row in to[: 0 if line else written]:
-                    memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
-            emit(at, lanes, place, again, line)
+                ask(at, place, to[:written])
+            emit(at, lanes, place, again)
+
+        def whole(places: Sequence[Any]) -> None:
+            """A line of each row, one after the other: few can be open on their way to memory."""
+            for place, at in enumerate(places):
+                ask(at, place, ())
+            values = [body(*operands(at, LANES)) for at in places]
+            for i, of_row in enumerate(zip(*values, strict=True)):
+                for at, value in zip(places, of_row, strict=True):
+                    put(i, at, LANES, value.value, None, True)
 
         if streams is None:
             _vectors(builder, args[1], args[2], at_once, emit)
@@ -114,7 +128,7 @@ def mapped(
                 _vectors(builder, args[1], args[2], at_once, emit)
             with far:
                 if written:
-                    _lines(builder, args[1], args[2], at_once, to[:written], asking)
+                    _lines(builder, args[1], args[2], at_once, to[:written], asking, whole)
                 else:
                     _vectors(builder, args[1], args[2], at_once, asking)
         return context.get_dummy_value()
@@ -273,9 +287,9 @@ def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[.
 
 def _lines(
     builder: Any, start: Any, stop: Any, at_once: int, to: Sequence[tuple[Any, Any]],
-    emit: Callable[..., None],
+    emit: Callable[..., None], whole_line: Callable[..., None],
 ) -> None:  # fmt: skip
-    """As :func:`_vectors`, with the ``line`` of ``emit`` set for whole lines of the cache.
+    """As :func:`_vectors`, but ``whole_line(places)`` for the vectors of each line of the cache.
 
     What comes before and after them is no value, or enough for a vector. All comes before where
     the run is short, or where rows do not lie alike in their lines.
@@ -302,8 +316,7 @@ def _lines(
     with builder.if_then(whole):
         last = builder.sub(stop, enough(tail))
         with cgutils.for_range_slice(builder, first, last, WORD(line)) as (at, _):
-            for i in range(line // LANES):
-                emit(builder.add(at, WORD(i * LANES)), LANES, i, None, line=True)
+            whole_line([builder.add(at, WORD(i)) for i in range(0, line, LANES)])
         _vectors(builder, last, stop, 1, emit)
 
 
@@ -358,7 +371,8 @@ def _totals(builder: Any, vectors: list[Any]) -> list[Any]:
         return _totals(builder, vectors[:2]) + _totals(builder, vectors[2:])
     lanes, vector = LANES, vectors[0]
     if len(vectors) == 2:  # lanes of both by turns
-        by_turns = [0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]
+        even, odd = range(0, LANES, 2), range(1, LANES, 2)
+        by_turns = [[place for i in side for place in (i, LANES + i)] for side in (even, odd)]
         vector = folded(vectors[0], vectors[1], *by_turns)
     while lanes > len(vectors):
         lanes //= 2
