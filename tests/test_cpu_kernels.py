@@ -189,6 +189,15 @@ def test_tensors_larger_than_the_cache(
     assert_layer_accurate(layer.train(training), x, dy)
 
 
+@pytest.mark.parametrize("wide", [True, False], ids=["many registers", "few registers"])
+@pytest.mark.parametrize("name", CASES)
+def test_by_fours_or_one_by_one(name: str, wide: bool, monkeypatch: pytest.MonkeyPatch):
+    """What the number of registers decides, whatever this processor has."""
+    monkeypatch.setattr("normalform.kernels.cpu.layout.WIDE", wide)
+    monkeypatch.setattr(known, "_remembered", {})
+    assert_layer_accurate(*prepared(name))
+
+
 def test_what_the_cases_reach():
     """Every pattern, and every way in which its work is cut up."""
     reached = set[str]()

@@ -58,6 +58,35 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Other processors
+
+
+OTHER = """
+import json, zlib
+from normalform.kernels.cpu import memory
+memory.WIDE, memory.LANES = not memory.WIDE, 12 - memory.LANES
+import torch
+from bits import CASES
+from normalform.testing import assert_layer_accurate
+for name in {names!r}:
+    make, shape, dtype = CASES[name]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    x, dy = ((torch.randn(shape, generator=generator) * 3 + 2).to(dtype) for _ in range(2))
+    assert_layer_accurate(make().to(dtype), x, dy)
+from normalform.kernels.cpu import vectors
+print(json.dumps({{"lanes": str(vectors.LANES)}}))
+"""
+
+
+def test_vectors_as_long_as_other_processors_have_them(tmp_path):
+    """8 numbers where this one has 4, and the other way round."""
+    names = "batch", "batch, small planes", "group", "layer", "instance, bfloat16"
+    from normalform.kernels.cpu.vectors import LANES
+
+    said = run(OTHER.format(names=names), NUMBA_CACHE_DIR=str(tmp_path))
+    assert said == {"lanes": str(12 - LANES)}
+
+
 # Without Numba
 
 

@@ -12,7 +12,8 @@ from numba.core.codegen import get_host_cpu_features
 # AVX-512 has vectors of 8 float64 numbers and 32 registers for them; others have half of both, or
 # less. What does not fit into them goes to memory and back: a sum over planes of 7x7 took 1.7 times
 # as long with vectors of 8 and AVX2, rows of 384 by fours 1.15 times as long as one by one.
-WIDE = "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features())
+_features: str | None = config.CPU_FEATURES  # pyright: ignore[reportAttributeAccessIssue]
+WIDE = "+avx512f" in (_features or get_host_cpu_features())
 LANES = 8 if WIDE else 4
 LINE = 64  # bytes that come into the cache together
 # Rows so many values apart, or a multiple, would all want the same places in the nearest cache.

@@ -8,7 +8,7 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
-from normalform.kernels.cpu.rows import FOURS_BACK, first_of_four, fours_of, repeats
+from normalform.kernels.cpu.rows import first_of_four, fours_of
 from normalform.kernels.cpu.vectors import (
     Values,
     add,
@@ -126,7 +126,7 @@ def _sum_row(p: Any, data: Any, dy: Any, weight: Any, k: Any) -> None:
     """Both sums of a row, in the place of slope and offset."""
     values, n, i = p[t.TILE], p[t.LENGTH], 0
     fill(k + 3, 0.0, 2)
-    if repeats(p, n, values):
+    if p[t.AGAIN] == 1:
         for again in range(5, 20, 5):
             copy(k + again, k, 5)
         while i + 4 * n <= values:
@@ -146,7 +146,7 @@ def _row(
 ) -> None:
     """The gradient of a row, and its part in those of weight and bias."""
     values, n, i = p[t.TILE], p[t.LENGTH], 0
-    if repeats(p, n, values):
+    if p[t.AGAIN] == 1:
         for again in range(5, 20, 5):
             copy(k + again, k, 5)
         while i + 4 * n <= values:
@@ -170,7 +170,7 @@ def backward(x: Any, args: int, part: int) -> None:
     dbiases = dweights + both
     fill(dweights, 0.0, 2 * both)
     start, end = t.items_of(p, part)
-    fours, of_all = fours_of(p, end - start, p[t.AHEAD_BACK], FOURS_BACK), 1.0 / values
+    fours, of_all = fours_of(p, end - start, p[t.FOURS_BACK]), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values

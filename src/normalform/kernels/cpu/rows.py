@@ -21,7 +21,6 @@ from normalform.kernels.cpu.compiled import (
     small_kernel,
     workspace,
 )
-from normalform.kernels.cpu.memory import ALIKE, WIDE
 from normalform.kernels.cpu.planes import moments_of, run_moments
 from normalform.kernels.cpu.vectors import (
     Values,
@@ -33,15 +32,9 @@ from normalform.kernels.cpu.vectors import (
     summed,
     widen,
 )
-from normalform.kernels.request import WEIGHTS
 
 # Values whose sum is taken at once.
 PIECE = 1024
-# Values of a row up to which weight and bias do not fill the nearest cache.
-LONG_ROW = 1024
-# The longest rows that are worked on by fours, forward and backward: with few registers, one by one
-# is faster from then on.
-FOURS, FOURS_BACK = (WEIGHTS, WEIGHTS) if WIDE else (512, 127)
 _room = workspace(12)
 
 
@@ -165,17 +158,9 @@ def _write_four(
 
 
 @helper
-def fours_of(p: Any, rows: int, ahead: int, longest: int) -> int:
-    """How many times four rows are worked on at once, which share a weight.
-
-    Of tensors beyond the cache only where rows are long: one stream is faster than four (forward
-    by a fifth, 16x512x768), unless weight and bias fill the nearest cache (8x1024x3072: forward in
-    0.7 of the time).
-    """
-    several = p[t.LENGTH] == p[t.TILE] and p[t.TILES] * p[t.TILE] <= WEIGHTS
-    several = several and p[t.TILE] <= longest
-    several = several and (ahead < 0 or p[t.TILE] > LONG_ROW)
-    return rows // (4 * p[t.TILES]) * p[t.TILES] if several else 0
+def fours_of(p: Any, rows: int, several: int) -> int:
+    """How many times four rows are worked on at once, which share a weight."""
+    return rows // (4 * p[t.TILES]) * p[t.TILES] if several == 1 else 0
 
 
 @helper
@@ -195,16 +180,10 @@ def _coefficients(k: Any, eps: float, kept: Any) -> None:
 
 
 @helper
-def repeats(p: Any, n: int, values: int) -> bool:
-    """Whether weights repeat within a row so that four times as many values are worked on."""
-    return WIDE and 4 * n <= values and p[t.STAYS] == 1 and n % ALIKE > 0
-
-
-@helper
 def _write_row(p: Any, data: Any, out: Any, weight: Any, bias: Any, k: Any) -> None:
     """A row; where weights repeat within it, four times as many values at once."""
     values, n, i = p[t.TILE], p[t.LENGTH], 0
-    if repeats(p, n, values):
+    if p[t.AGAIN] == 1:
         for again in range(3, 12, 3):
             copy(k + again, k, 3)
         while i + 4 * n <= values:
@@ -225,7 +204,7 @@ def forward(x: Any, args: int, part: int) -> None:
     weights, length = t.numbers(a[t.SCRATCH], 0), p[t.LENGTH]
     biases, eps, k = weights + tiles * length, double_of_bits(p[t.EPS]), _room()
     start, end = t.items_of(p, part)
-    fours, of_all = fours_of(p, end - start, p[t.AHEAD], FOURS), 1.0 / values
+    fours, of_all = fours_of(p, end - start, p[t.FOURS]), 1.0 / values
     for i in range(fours):
         r = first_of_four(p, start, i)
         w, at, step = r % tiles * length, r * values, tiles * values
