@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from io import StringIO
@@ -16,7 +17,7 @@ from torch import Tensor
 import normalform as nf
 from normalform import cli
 from normalform.lab import check, check_report
-from normalform.lab.accuracy import measured
+from normalform.lab.accuracy import COMPILE, measured
 from normalform.lab.cases import NORMS, plan
 from normalform.lab.check import Options
 
@@ -82,6 +83,36 @@ def test_every_way_to_run_ours_is_in_the_report(tmp_path: Path):
     assert rows["auto:"].split()[:2] == ["cpu", str(len(content["cases"]))]
     for way in ("eager", "torch.compile"):
         assert rows[way].split()[0] == str(others.count(way))
+
+
+@pytest.mark.parametrize(("device", "types"), [("cuda", 2), ("mps", 1)])
+def test_layers_run_on_the_device_in_every_way(monkeypatch, device: str, types: int):
+    """A device without float64 is not asked for it."""
+    where: list[tuple[str, str]] = []
+
+    def measured_there(case, x=None, *, kernel, device):
+        where.append((device, kernel))
+        return measured(case, x, kernel=kernel)
+
+    monkeypatch.setattr("normalform.lab.check.device_named", str)
+    monkeypatch.setattr("normalform.lab.check.model_of", str.upper)
+    monkeypatch.setattr("normalform.lab.check.measured", measured_there)
+    status, text = run(norms=["rms"], dtypes=["float32", "float64"], device=device, compile=True)
+    assert status == 0
+    assert text.startswith(f"Layers run on {device.upper()}, the reference on the CPU.")
+    assert set(where) == {(device, kernel) for kernel in ("auto", "eager", COMPILE)}
+    assert len(re.findall(r"float(32|64) +[0-9.]+\|", text)) == types
+
+
+def test_a_device_that_is_not_here(capsys):
+    assert cli.main(["check", "--device", "gpu"]) == 2
+    assert "device 'gpu' is not known; choose from auto, cpu" in capsys.readouterr().err
+
+
+def test_a_device_without_the_type_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr("normalform.lab.check.device_named", str)
+    with pytest.raises(ValueError, match=r"device mps has no float64; choose another type"):
+        run(norms=["rms"], dtypes=["float64"], device="mps")
 
 
 @pytest.mark.parametrize("way", ["eager", "torch.compile"])

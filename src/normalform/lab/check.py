@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from normalform.kernels.plan import has_float64
 from normalform.lab import articles, check_report, folders
 from normalform.lab.accuracy import COMPILE, Measured, by_kernel, measured, worst
 from normalform.lab.accuracy import accuracy as accuracy
@@ -31,7 +32,7 @@ from normalform.lab.cases import (
     plan_compiled,
     why_not,
 )
-from normalform.lab.devices import device_named
+from normalform.lab.devices import device_named, model_of
 from normalform.lab.environment import environment
 from normalform.lab.own import Content, Own, read
 
@@ -90,7 +91,9 @@ def run(options: Options, console: Console | None = None) -> int:
             that is another program's file, a device that is not here.
     """
     console = console or Console()
-    options = replace(options, device=device_named(options.device))
+    options = _placed(options)
+    if options.device != "cpu":
+        console.print(f"Layers run on {model_of(options.device)}, the reference on the CPU.")
     cases = plan(options.norms, options.dtypes, quick=options.quick)
     if options.json is not None:
         _refuse_other_files(options.json)
@@ -125,6 +128,16 @@ def run(options: Options, console: Console | None = None) -> int:
         _write(options.json, options, found, others, report)
         console.print(f"All numbers are in {options.json}.", markup=False)
     return 0 if ok else 1
+
+
+def _placed(options: Options) -> Options:
+    """With a device that is here, and the types that it has."""
+    device = device_named(options.device)
+    lacks = () if has_float64(torch.device(device)) else ("float64",)
+    dtypes = [dtype for dtype in options.dtypes if dtype not in lacks]
+    if not dtypes:
+        raise ValueError(f"device {device} has no float64; choose another type or device")
+    return replace(options, device=device, dtypes=dtypes)
 
 
 def _measured(

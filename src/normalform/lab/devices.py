@@ -3,8 +3,8 @@
 Initial weights are drawn on the CPU, so that a seed starts with the same ones everywhere. The same
 bits again are promised on the CPU alone: elsewhere an operation that has no deterministic form
 runs as it is, with PyTorch's warning, and float32 is PyTorch's own, whose convolutions on CUDA may
-round their input to TF32. What is here for CUDA and MPS is PyTorch's documented calls and was not
-run on such a device.
+round their input to TF32. What is here for CUDA and MPS is PyTorch's documented calls; a
+comparison was not run on such a device.
 """
 
 from __future__ import annotations
