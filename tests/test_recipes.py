@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normalform as nf
+import programs
 from normalform.cells import Run
 from normalform.recipes import NORMS, named, recipe, split_name
 
@@ -210,3 +212,16 @@ def test_the_picture_in_the_readme_is_drawn_from_this_table():
     sys.modules["draw_norms"] = module
     spec.loader.exec_module(module)
     assert module.TARGET.read_text(encoding="utf-8") == module.draw(), "run scripts/draw_norms.py"
+
+
+def test_a_recipe_from_another_process():
+    """Hashes of text differ from process to process; it must be found all the same."""
+    said = programs.run(
+        "import json, pickle; from normalform.recipes import recipe\n"
+        "r = recipe('n (g [c]) [s]', g=8); hash(r)\n"
+        "print(json.dumps({'recipe': pickle.dumps(r).hex()}))",
+        PYTHONHASHSEED="1",
+    )
+    found, here = pickle.loads(bytes.fromhex(said["recipe"])), recipe("n (g [c]) [s]", g=8)
+    assert found == here
+    assert {here: "known"}[found] == "known"
