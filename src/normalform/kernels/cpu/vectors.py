@@ -111,13 +111,17 @@ def mapped(
             emit(at, lanes, place, again)
 
         def whole(places: Sequence[Any]) -> None:
-            """A line of each row, one after the other: few can be open on their way to memory."""
+            """Lines of several rows one after the other: few can be open on their way to memory."""
+            # Where sums are added to, a line of bfloat16 at once would fit into no registers.
+            together = 1 if adds and written == 1 else len(places)
             for place, at in enumerate(places):
                 ask(at, place, ())
-            values = [body(*operands(at, LANES)) for at in places]
-            for i, of_row in enumerate(zip(*values, strict=True)):
-                for at, value in zip(places, of_row, strict=True):
-                    put(i, at, LANES, value.value, None, True)
+            for first in range(0, len(places), together):
+                some = places[first : first + together]
+                values = [body(*operands(at, LANES)) for at in some]
+                for i, of_row in enumerate(zip(*values, strict=True)):
+                    for at, value in zip(some, of_row, strict=True):
+                        put(i, at, LANES, value.value, None, True)
 
         if streams is None:
             _vectors(builder, args[1], args[2], at_once, emit)
