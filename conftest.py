@@ -1,6 +1,7 @@
-"""Names that every docstring example may use."""
+"""Names that every docstring example may use, and memory that shows who reads it too early."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,3 +17,19 @@ def _names(doctest_namespace: dict[str, object]) -> None:
 
     torch.manual_seed(0)
     doctest_namespace.update(nf=nf, torch=torch, np=np)
+
+
+@pytest.fixture
+def unwritten_is_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """New memory is full of NaN, that of the kernels too: freed memory often holds right answers.
+
+    A result that a kernel forgot to write would be that of the call before.
+    """
+    import torch
+
+    from normalform.kernels.cpu import steps
+
+    monkeypatch.setattr(steps, "_LARGEST", -1)  # no memory is kept from call to call
+    torch.use_deterministic_algorithms(True)  # which fill what is empty
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -20,6 +20,8 @@ from normalform.kernels.cpu.layout import PARALLEL
 from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accurate
 from planted import normal, randomized
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     # Contiguous: planes, in pieces where they are long
     "batch, pieces": (lambda: nf.BatchNorm2d(3), (2, 3, 191, 181), False),

@@ -5,6 +5,8 @@ import pytest
 import mutants
 import mutants_cpu
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+
 
 @pytest.mark.filterwarnings("ignore:running_:UserWarning")
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from normalform import budget
 from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accurate, judge
 from zoo import ZOO, build
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KERNELS = ["auto", "eager", "two_float"]
 
