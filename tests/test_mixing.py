@@ -231,3 +231,15 @@ def test_synchronizing_leaves_what_torch_does_not_know():
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     kinds = [type(module) for module in converted]
     assert kinds == [nf.SwitchNorm2d, nf.GhostBatchNorm2d, nn.SyncBatchNorm]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_channels_are_normalized_to_none(kernel, training):
+    layer = nf.SwitchNorm2d(0).train(training)
+    layer.kernel = kernel
+    x = torch.randn(2, 0, 3, 3, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == x.shape
+    assert torch.equal(layer.mean_weight.grad, torch.zeros(3))

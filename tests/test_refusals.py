@@ -144,3 +144,24 @@ def test_one_running_buffer_is_refused_after_a_call_without_any():
             norm(x, None, var, None, None, True)
         with pytest.raises(ValueError, match="must either both be None or neither"):
             norm(x, var, None, None, None, True)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()], ids=str)
+@pytest.mark.parametrize("name", ["mean_weight", "var_weight"])
+def test_one_logit_for_each_branch(name: str, shape: tuple[int, ...], kernel: str):
+    x = torch.randn(4, 4, 5, 5)
+    layer = nf.SwitchNorm2d(4)
+    layer.kernel = kernel
+    layer(x)  # a call that is known
+    behind = torch.zeros(8)  # what lies behind the logits must not be read
+    setattr(layer, name, nn.Parameter(behind.as_strided(shape, [1] * len(shape))))
+    with pytest.raises(RuntimeError, match=rf"{name} should have shape \[3\], one logit"):
+        layer(x)
+
+
+def test_one_logit_for_each_branch_of_a_graph():
+    layer = nf.SwitchNorm2d(4)
+    layer.mean_weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(RuntimeError, match=r"mean_weight should have shape \[3\]"):
+        torch.compile(layer, backend="eager")(torch.randn(4, 4, 5, 5))

@@ -118,3 +118,13 @@ def require_channels(
                 f"{name} should contain {channels} elements not {buffer.numel()}: the input of "
                 f"shape {list(x.shape)} has {channels} channels ({who})"
             )
+
+
+def require_logits(logits: tuple[Tensor, Tensor] | None, branches: int, who: object) -> None:
+    """Refuse logits that are not one for each branch."""
+    for name, value in zip(("mean_weight", "var_weight"), logits or (), strict=False):
+        if value.shape != (branches,):
+            raise RuntimeError(
+                f"{name} should have shape [{branches}], one logit for each branch, not "
+                f"{list(value.shape)} ({who})"
+            )

@@ -11,7 +11,7 @@ from torch import Tensor
 from normalform.cells import Cells
 from normalform.kernels.plan import Pair
 from normalform.recipes import Recipe
-from normalform.refusals import require_channels, require_fit
+from normalform.refusals import require_channels, require_fit, require_logits
 
 
 class Call(NamedTuple):
@@ -58,11 +58,12 @@ class Call(NamedTuple):
         return None if self.given else self.tracked
 
     def laid(self) -> tuple[list[Cells], tuple[int, ...]]:
-        """The recipes laid over x, and the axes of weight and bias, which have to fit."""
+        """The recipes laid over x, and the axes of weight and bias; all tensors have to fit."""
         cells = [_cells(r, self.x.shape) for r in self.recipes]
         dims = self.recipes[0].param_dims(self.x.ndim, self.params)
         require_fit(self.x, dims, self.weight, self.bias, self.who)
         require_channels(self.x, cells[0].shape[1], self.running, self.who)
+        require_logits(self.logits, len(self.recipes), self.who)
         return cells, dims
 
     def branches(self, cells: list[Cells]) -> tuple[Cells | None, ...]:

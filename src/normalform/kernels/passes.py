@@ -21,12 +21,12 @@ def normalized(call: Call, kernel: str) -> Tensor:
     cells, dims = call.laid()
     order, branches = cells[0].order, call.branches(cells)
     weight, bias = _param(weight, x, dims, order), _param(bias, x, dims, order)
-    if logits is not None:
-        branches, logits = _drop_single_values(branches, logits, x, call.who)
     z = x if order == tuple(range(x.ndim)) else x.permute(order)
     if x.numel() == 0:
-        y = affine(z, weight, bias)
+        y = affine(z, weight, bias, logits)
     else:
+        if logits is not None:
+            branches, logits = _drop_single_values(branches, logits, x, call.who)
         plan = Plan.of(branches, call.eps)
         constants = _constants(running, z) if call.given and running is not None else None
         y, compact = normalize(z, plan, weight, bias, logits, constants, kernel)
@@ -77,11 +77,6 @@ def _drop_single_values(
     branches: tuple[Cells | None, ...], logits: Pair, x: Tensor, who: object
 ) -> tuple[tuple[Cells | None, ...], Pair]:
     """Leave out the branches of a blend whose cells hold one value."""
-    for logit in logits:
-        if logit.numel() != len(branches):
-            raise RuntimeError(
-                f"{who}: {len(branches)} branches need as many logits, got {logit.numel()}"
-            )
     kept = [k for k, cells in enumerate(branches) if cells is None or max(cells.counts) != 1]
     if not kept:
         raise ValueError(
@@ -93,7 +88,11 @@ def _drop_single_values(
     return tuple(branches[k] for k in kept), (logits[0][kept], logits[1][kept])
 
 
-def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def affine(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None = None
+) -> Tensor:
     """What is left of a norm of an empty tensor: an empty result, and gradients of zeros."""
     y = x.clone() if weight is None else x * weight.to(x.dtype)
-    return y if bias is None else y + bias.to(x.dtype)
+    for t in (bias, *(each.sum() for each in logits or ())):
+        y = y if t is None else y + t.to(x.dtype)
+    return y
