@@ -127,16 +127,23 @@ MUTANTS = [
     Mutant(
         "gradient without the share of the mean",
         plan.terms_of_dx,
-        "[g / n for",
-        "[0 * g / n for",
+        "offset + _share(gm, cells)",
+        "offset + 0 * _share(gm, cells)",
         hard("layer, token"),
     ),
     Mutant(
         "gradient with half the share of the variance",
         plan.terms_of_dx,
-        "2 * g / n",
-        "g / n",
+        "_share(gv, cells, 2.0)",
+        "_share(gv, cells)",
         hard("instance 2d"),
+    ),
+    Mutant(
+        "blend: dx about the mean of the first branch",
+        plan.terms_of_dx,
+        "point = first.shift + first.mean + apart /",
+        "point = first.shift + first.mean + 0 * apart /",
+        lambda: promise.test_float64_branches_of_means_far_apart(("layer", "batch"), "eager"),
     ),
     Mutant(
         "gradient of the weight not divided by std",

@@ -100,6 +100,21 @@ def test_float64(name, mean, kernel):
     assert_layer_accurate(layer, x, gradient("noise", x))
 
 
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+@pytest.mark.parametrize("over", [("layer", "batch"), ("group:2", "batch"), ("batch", "group:3")])
+def test_float64_branches_of_means_far_apart(over, kernel):
+    """What a branch adds to dx must not be the small difference of what others make large."""
+    for seed in (0, 1, 7, 218):
+        generator = torch.Generator().manual_seed(seed)
+        x, dy = torch.randn((2, 5, 6, 1, 1), generator=generator).double()
+        x.view(-1)[[0, 7]] = torch.tensor([1e4, 1e3]).double()
+        layer = nf.SwitchNorm2d(6, over=over).double()
+        layer.kernel = kernel
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
+        assert_layer_accurate(layer, x, dy)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ZOO)
 def test_expanded_input(name, kernel):

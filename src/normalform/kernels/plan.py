@@ -205,27 +205,40 @@ def terms_of_dx(blended: Blend, plan: Plan, dmean: Tensor, dvar: Tensor) -> Term
     """From the gradients of mean and variance to those of x, by way of every branch's cells.
 
     A branch of n values a cell adds ``dmean / n + 2 dvar / n (x - mean)``, with the sums over its
-    cell; here all are brought to the mean of the first.
+    cell. Here all are brought to one point, the mean of their means by how steep they are: about
+    another, means far apart would make a small sum of a large slope and a large offset.
     """
-    at, branches, weights = blended
-    first, slope, offset = None, at.rstd.new_zeros(()), at.rstd.new_zeros(())
-    for k, (cells, branch) in enumerate(zip(plan.branches, branches, strict=True)):
-        if cells is None:  # running statistics are constants
-            continue
-        first = first or branch
+    _, branches, weights = blended
+    own = [k for k, cells in enumerate(plan.branches) if cells is not None]
+    tilts: list[Tensor] = []
+    offset = dmean.new_zeros(())
+    for k in own:
+        cells = plan.branches[k]
+        assert cells is not None
         gm, gv = (dmean, dvar) if weights is None else (dmean * weights[0][k], dvar * weights[1][k])
-        tilt = spread(
-            [2 * g / n for g, n in zip(_gather(gv, cells), cells.counts, strict=True)], cells
-        )
-        slope = slope + tilt
+        tilts.append(_share(gv, cells, 2.0))
         if cells.center:
-            level = spread(
-                [g / n for g, n in zip(_gather(gm, cells), cells.counts, strict=True)], cells
-            )
-            offset = offset + (level if branch is first else level + tilt * _apart(first, branch))
-    if first is None:
+            offset = offset + _share(gm, cells)
+    if not own:  # running statistics are constants
         return None
-    return Terms(first.shift, first.mean, slope, offset)
+    slope, first = sum(tilts[1:], tilts[0]), branches[own[0]]
+    if len(own) == 1:
+        return Terms(first.shift, first.mean, slope, offset)
+    steep = apart = slope.new_zeros(())
+    for k, tilt in zip(own, tilts, strict=True):
+        steep = steep + tilt.abs()
+        apart = apart + tilt.abs() * _apart(branches[k], first)
+    # 0 / 0 would be NaN. Whatever the point is rounded to, the offset is that about it.
+    point = first.shift + first.mean + apart / steep.clamp_min(torch.finfo(steep.dtype).tiny)
+    for k, tilt in zip(own, tilts, strict=True):
+        offset = offset + tilt * (point - branches[k].shift - branches[k].mean)
+    return Terms(point, torch.zeros_like(point), slope, offset)
+
+
+def _share(t: Tensor, cells: Cells, times: float = 1.0) -> Tensor:
+    """Of each value in the sum over its cell."""
+    pairs = zip(_gather(t, cells), cells.counts, strict=True)
+    return spread([times * total / n for total, n in pairs], cells)
 
 
 def logit_gradients(blended: Blend, dmean: Tensor, dvar: Tensor) -> Pair:

@@ -11,6 +11,7 @@ from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, s
 
 # Channels whose gradients of weight and bias one thread sums at a time.
 SHARE = 512
+SMALLEST = 2.0**-1022  # normal number: 0 / 0 would be NaN
 
 
 def _gradients(
@@ -154,33 +155,50 @@ def _add_branch(
     return _to_logits(start, stop, (near, rest, var, high, low, dmean, dvar))
 
 
-_mean_of = mapped(lambda near, rest: (near + rest,))
+def _leaning(
+    n: Values, near: Values, rest: Values, dvar: Values, high: Values, twice: Values
+) -> tuple[Values, Values]:
+    """How steep dx is along x by a branch, and that times its mean's distance."""
+    steep = (dvar * n.inverse() * twice).magnitude()
+    return steep, steep * ((near - high) + rest)
+
+
+def _between(steep: Values, apart: Values, high: Values, least: Values) -> tuple[Values]:
+    return (high + apart * (steep + least).inverse(),)
+
+
+_lean, _point = mapped(_leaning, adds=2), mapped(_between)
 
 
 @helper
-def _points(p: Any, small: Any, u: int, high: Any, point: Any, c0: int, c1: int) -> None:
-    """What x is taken about: the blended mean, or that of the first branch taken from x itself.
+def _points(
+    p: Any, small: Any, scratch: Any, u: int, high: Any, rows: Any, point: Any, c0: int, c1: int
+) -> None:
+    """What x is taken about: the mean of the branches' means, by how steep dx is along each.
 
-    Running statistics may be so far from x that the blend is; what is added to dx by branches of
-    which x is constant would be no zero then.
+    About any other point what branches of means far apart add to dx, ``tilt (x - mean)``, may be
+    the small difference of a large slope and a large offset. ``rows`` hold the sums.
     """
-    channels, given, own = p[t.CHANNELS], 0, 0
-    copy(point + c0, high + c0, c1 - c0)
-    for k in range(p[t.BRANCHES] - 1, -1, -1):
+    channels = p[t.CHANNELS]
+    for row in rows:
+        fill(row + c0, 0.0, c1 - c0)
+    for k in range(p[t.BRANCHES]):
         b = t.AT_BRANCHES + k * t.BRANCH
         if p[b + t.ROLE] == t.GIVEN:
-            given = 1
-        else:
-            own = b
-    if given == 0 or own == 0:
-        return
-    size, cells = channels // p[own + t.GROUPS], p[own + t.CELLS]
-    near = small + p[own + t.AT_CELLS] + first_cell(p, own, u) + cells
-    if size == 1:
-        _mean_of((point,), c0, c1, (near, near + cells))
-        return
-    for g in range(c0 // size, c1 // size):
-        fill(point + g * size, near[g] + near[cells + g], size)
+            continue
+        size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]
+        n = small + p[b + t.AT_CELLS] + first_cell(p, b, u)
+        near, rest = n + cells, n + 2 * cells
+        of_var = scratch + p[b + t.AT_GATHER] + first_cell(p, b, u) + cells
+        twice = 2.0 * small[p[t.AT_WEIGHTS] + 2 * k + 1]
+        if size == 1:
+            _lean(rows, c0, c1, (n, near, rest, of_var, high, twice))
+            continue
+        for g in range(c0 // size, c1 // size):
+            of_cell = n[g], near[g], rest[g], of_var[g], high, twice
+            _lean(rows, g * size, (g + 1) * size, of_cell)
+    steep, apart = rows
+    _point((point,), c0, c1, (steep, apart, high, SMALLEST))
 
 
 @helper
@@ -188,12 +206,12 @@ def _blended(p: Any, small: Any, scratch: Any, u: int, at: Any, to: Any, c0: int
     """The sum of this over the branches, and the unit's part in logit gradients."""
     channels, branches = p[t.CHANNELS], p[t.BRANCHES]
     grads = scratch + p[t.AT_GRADS] + u * t.GRADS * channels
-    fill(to + t.SLOPE * channels + c0, 0.0, c1 - c0)
-    fill(to + t.OFFSET * channels + c0, 0.0, c1 - c0)
     high, low = at + t.HIGH * channels, at + t.LOW * channels
     dmean, dvar = grads + t.DMEAN * channels, grads + t.DVAR * channels
     rows, point = (to + t.SLOPE * channels, to + t.OFFSET * channels), to + t.POINT * channels
-    _points(p, small, u, high, point, c0, c1)
+    _points(p, small, scratch, u, high, rows, point, c0, c1)
+    for row in rows:
+        fill(row + c0, 0.0, c1 - c0)
     for k in range(branches):
         b = t.AT_BRANCHES + k * t.BRANCH
         size, cells = channels // p[b + t.GROUPS], p[b + t.CELLS]

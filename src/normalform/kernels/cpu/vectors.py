@@ -46,6 +46,10 @@ class Values:
     def __neg__(self) -> Values:
         return Values(self.builder, self.builder.fneg(self.value))
 
+    def magnitude(self) -> Values:
+        """``|value|``."""
+        return Values(self.builder, self._call("fabs"))
+
     def inverse(self) -> Values:
         """``1 / value``."""
         one = splat(self.builder, DOUBLE(1.0), self._lanes)
@@ -53,12 +57,16 @@ class Values:
 
     def inverse_root(self) -> Values:
         """``1 / sqrt(value)``."""
-        kind, name = self.value.type, "f64" if self._lanes == 1 else f"v{self._lanes}f64"
-        root = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{name}"
-        )
         one = splat(self.builder, DOUBLE(1.0), self._lanes)
-        return Values(self.builder, self.builder.fdiv(one, self.builder.call(root, [self.value])))
+        return Values(self.builder, self.builder.fdiv(one, self._call("sqrt")))
+
+    def _call(self, name: str) -> Any:
+        """What one of LLVM's functions makes of it."""
+        kind, of = self.value.type, "f64" if self._lanes == 1 else f"v{self._lanes}f64"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.{of}"
+        )
+        return self.builder.call(function, [self.value])
 
     @property
     def _lanes(self) -> int:
