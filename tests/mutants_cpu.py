@@ -462,14 +462,14 @@ MUTANTS = [
         gradients,
         "(high + apart * (steep + least).inverse(),)",
         "(high,)",
-        lambda: promise.test_float64_branches_of_means_far_apart(("layer", "batch"), "cpu"),
+        lambda: promise.test_branches_of_means_far_apart(("layer", "batch"), "cpu"),
     ),
     Mutant(
         "blend: dx about a mean to which branches may count less than nothing",
         gradients,
         "(dvar * n.inverse() * twice).magnitude()",
         "(dvar * n.inverse() * twice)",
-        lambda: promise.test_float64_branches_of_means_far_apart(("group:2", "batch"), "cpu"),
+        lambda: promise.test_branches_of_means_far_apart(("group:2", "batch"), "cpu"),
     ),
     Mutant(
         "blend: dx about zero where a cell has several channels",

@@ -102,13 +102,18 @@ def test_float64(name, mean, kernel):
 
 @pytest.mark.parametrize("kernel", ["cpu", "eager"])
 @pytest.mark.parametrize("over", [("layer", "batch"), ("group:2", "batch"), ("batch", "group:3")])
-def test_float64_branches_of_means_far_apart(over, kernel):
+def test_branches_of_means_far_apart(over, kernel):
     """What a branch adds to dx must not be the small difference of what others make large."""
+    for dtype, far in [(torch.float64, [1e4, 1e3]), (torch.float32, [1e14, 1e9])]:
+        _means_far_apart(over, kernel, dtype, torch.tensor(far))
+
+
+def _means_far_apart(over, kernel, dtype, far):
     for seed in (0, 1, 7, 218):
         generator = torch.Generator().manual_seed(seed)
-        x, dy = torch.randn((2, 5, 6, 1, 1), generator=generator).double()
-        x.view(-1)[[0, 7]] = torch.tensor([1e4, 1e3]).double()
-        layer = nf.SwitchNorm2d(6, over=over).double()
+        x, dy = torch.randn((2, 5, 6, 1, 1), generator=generator).to(dtype)
+        x.view(-1)[[0, 7]] = far.to(dtype)
+        layer = nf.SwitchNorm2d(6, over=over).to(dtype)
         layer.kernel = kernel
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, generator=generator)
