@@ -123,6 +123,13 @@ MUTANTS = [
         "training = True or",
         hard("batch 2d", training=False),
     ),
+    Mutant(
+        "sums over axes that do not lie together",
+        plan._runs,
+        "runs[-1][0] == d + 1",
+        "True",
+        lambda: promise.test_float64_of_many_samples((2048, 3, 12, 12), True, "eager"),
+    ),
     # Gradients
     Mutant(
         "gradient without the share of the mean",

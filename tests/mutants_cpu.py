@@ -99,6 +99,13 @@ MUTANTS = [
         compiled_plain("group, many short planes", torch.float64),
     ),
     Mutant(
+        "what sums over many slots round away is lost",
+        blend,
+        "missing + ((total - (after - part)) + (value - part))",
+        "missing",
+        lambda: promise.test_float64_of_many_samples((2048, 3, 12, 12), True, "cpu"),
+    ),
+    Mutant(
         "planes: the last value of a piece left out of the sums",
         planes,
         "_sums(start, stop, (x, dy, high))",

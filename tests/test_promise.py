@@ -101,6 +101,21 @@ def test_float64(name, mean, kernel):
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "eager"])
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("shape", [(2048, 3, 12, 12), (9000, 4, 3, 3)], ids=str)
+def test_float64_of_many_samples(shape, alike, kernel):
+    """Alike ones are rounded alike: errors of sums that are taken one by one add up."""
+    generator = torch.Generator().manual_seed(4)
+    x, dy = torch.randn((2, *shape), generator=generator).double()
+    if alike:
+        x = x[:1].expand(shape).contiguous()
+    for make in (nf.BatchNorm2d, nf.InstanceNorm2d):
+        layer = make(shape[1], momentum=1.0, track_running_stats=True).double()
+        layer.kernel = kernel
+        assert_layer_accurate(layer, x, dy)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
 @pytest.mark.parametrize("over", [("layer", "batch"), ("group:2", "batch"), ("batch", "group:3")])
 def test_branches_of_means_far_apart(over, kernel):
     """What a branch adds to dx must not be the small difference of what others make large."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import decimal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -216,3 +217,16 @@ def test_branches_that_are_dropped_or_replaced(
 def test_no_branch_left() -> None:
     with pytest.raises(ValueError, match="holds one value"):
         reference.switch_norm(np.ones((4, 3, 1, 1)), [0.0], [0.0], over=["instance"])
+
+
+@pytest.mark.parametrize("shape", [(60000, 2), (5000, 2, 4)], ids=str)
+def test_sums_of_many_values_lose_no_digit(shape: tuple[int, ...]):
+    """NumPy adds neighbours by halves, rows one by one; alike ones are rounded alike."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    zeros, ones = np.zeros(shape[1]), np.ones(shape[1])
+    result = reference.batch_norm(x, running_mean=zeros, running_var=ones, momentum=1.0)
+    values = [Fraction(value) for value in x[:, 0].ravel()]
+    mean = sum(values) / len(values)
+    var = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    assert result.running_var is not None
+    assert abs(Fraction(result.running_var[0]) - var) <= Fraction(1.01 * U) * var

@@ -11,6 +11,7 @@ that neither many elements nor a mean much larger than the standard deviation co
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -73,12 +74,21 @@ def per_cell(reduce: Callable[..., Array], values: Array, cells: Cells) -> Array
     for start, stop, block in cells.runs:
         # (blocks, samples in a block, groups, channels in a group, *s)
         blocks = np.reshape(ordered[start:stop], (-1, block, cells.groups, size, *positions))
-        reduced = reduce(blocks, axis=axes, keepdims=True)[:, 0, :, 0]
+        ones = [1] * len(positions) if cells.spatial else positions
+        reduced = reduce(last(blocks, axes), axis=-1).reshape(len(blocks), cells.groups, *ones)
         rows.append(np.repeat(reduced, block, axis=0) if block < samples else reduced)
     joined = np.concatenate(rows)
     if 1 < cells.groups < channels:
         joined = np.repeat(joined, size, axis=1)
     return np.transpose(joined, np.argsort(cells.order))
+
+
+def last(values: Array, axes: Sequence[int]) -> Array:
+    """What lies along ``axes`` as one last axis, where NumPy adds by halves, not one by one."""
+    kept = [axis for axis in range(values.ndim) if axis not in axes]
+    moved = np.transpose(values, (*kept, *axes))
+    count = math.prod([values.shape[axis] for axis in axes])
+    return np.ascontiguousarray(moved.reshape(*moved.shape[: len(kept)], count))
 
 
 def normalize(
@@ -236,7 +246,8 @@ class Sum(NamedTuple):
     def over(values: Array, keep: Sequence[int]) -> Sum:
         """Sum over all axes but those to ``keep``."""
         axes = tuple(axis for axis in range(values.ndim) if axis not in keep)
-        return Sum(narrow(values.sum(axis=axes)), narrow(np.sqrt((values**2).sum(axis=axes))))
+        terms = last(values, axes)
+        return Sum(narrow(terms.sum(axis=-1)), narrow(np.sqrt((terms**2).sum(axis=-1))))
 
 
 def lay(values: ArrayLike | None, x: Array, dims: Sequence[int], name: str) -> Array | None:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from normalform import recipes
-from normalform.normal_form import Array, Moments, lay, moments, narrow, normalize, widen
+from normalform.normal_form import Array, Moments, last, lay, moments, narrow, normalize, widen
 from normalform.normal_form import Gradients as Gradients
 from normalform.normal_form import Result as Result
 from normalform.recipes import Recipe, named
@@ -271,15 +271,15 @@ def _updated(running: _Running, batch: Moments | None) -> tuple[Array | None, Ar
     cells = batch.cells
     runs = zip(cells.runs, cells.counts, strict=True)
     factor = np.concatenate(
-        [np.full((stop - start, 1), n / (n - 1)) for (start, stop, _), n in runs]
+        [np.full((stop - start, 1), widen(n) / widen(n - 1)) for (start, stop, _), n in runs]
     )
     mean, var = (
         np.reshape(np.transpose(t, cells.order), (-1, cells.shape[1]))
         for t in (batch.mean, batch.var)
     )
     return (
-        _moved(running.mean, np.mean(mean, axis=0), running.momentum),
-        _moved(running.var, np.mean(factor * var, axis=0), running.momentum),
+        _moved(running.mean, np.mean(last(mean, [0]), axis=-1), running.momentum),
+        _moved(running.var, np.mean(last(factor * var, [0]), axis=-1), running.momentum),
     )
 
 

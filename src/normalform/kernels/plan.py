@@ -98,18 +98,33 @@ def total(t: Tensor, dims: list[int]) -> Tensor:
     """Sum over ``dims``, kept, in an order that does not depend on the number of threads.
 
     torch divides a sum among threads where there is a single output; then we do it in fixed parts.
-    Over several axes with strides between them it adds one by one; then we take them in turn.
+    Over axes that do not lie together in memory it adds one by one; then we take them in turn.
     """
     if torch.compiler.is_compiling() or t.numel() < 64:
         return t.sum(dims, keepdim=True)
     if math.prod(size for d, size in enumerate(t.shape) if d not in dims) > 1:
-        for turn in [dims] if t.is_contiguous() else [[d] for d in reversed(dims)]:
+        for turn in _runs(dims) if t.is_contiguous() else [[d] for d in reversed(dims)]:
             t = t.sum(turn, keepdim=True)
         return t
     flat = t.reshape(-1)
     parts = flat[: len(flat) // 64 * 64].view(64, -1)
     rest = flat[parts.numel() :]
     return (parts.sum(1).sum() + rest.sum()).reshape([1] * t.ndim)
+
+
+def _runs(dims: list[int]) -> list[list[int]]:
+    """Neighbouring axes together, the last first.
+
+    >>> _runs([1, 3, 4])
+    [[3, 4], [1]]
+    """
+    runs: list[list[int]] = []
+    for d in reversed(dims):
+        if runs and runs[-1][0] == d + 1:
+            runs[-1].insert(0, d)
+        else:
+            runs.append([d])
+    return runs
 
 
 def pool(parts: Moments, cells: Cells) -> list[Moments]:

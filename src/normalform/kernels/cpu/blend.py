@@ -65,6 +65,36 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
                 at += of_cell
 
 
+@helper
+def _added(total: float, missing: float, value: float) -> tuple[float, float]:
+    """The sum, and what its roundings took [Knuth, The Art of Computer Programming 2, 4.2.2]."""
+    after = total + value
+    part = after - total
+    return after, missing + ((total - (after - part)) + (value - part))
+
+
+@helper
+def _about_exactly(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
+    """The same, as if sums were rounded once: there may be thousands of slots."""
+    slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
+    to = p[b + t.AT_CELLS] + first_cell(p, b, u)
+    for cell in range(to + c0 // size, to + c1 // size):
+        count = total = squares = lost = missing = 0.0
+        first = (cell - to) * size
+        for unit in range(u, end):
+            for piece in range(p[t.PIECES]):
+                for c in range(first, first + size, p[t.RUN]):
+                    at = t.slot_of(p, unit, piece, c) // p[t.RUN]
+                    n = small[at]
+                    apart = (small[slots + at] - small[cells + cell]) + small[2 * slots + at]
+                    count += n
+                    total, lost = _added(total, lost, n * apart)
+                    square = n * (small[3 * slots + at] + apart * apart)
+                    squares, missing = _added(squares, missing, square)
+        small[cell], small[2 * cells + cell] = count, total + lost
+        small[3 * cells + cell] = squares + missing
+
+
 @small_kernel
 def pool(x: Any, args: int, part: int) -> None:
     """The cells that lie within a part; with part -1, those that parts share.
@@ -89,10 +119,12 @@ def pool(x: Any, args: int, part: int) -> None:
             for cell in range(g0, g1):
                 slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
                 small[cells + cell] = small[slots + slot]
-            _about(p, small, b, u, end, c0, c1)
             if p[t.DOUBLE] == 1:
+                _about_exactly(p, small, b, u, end, c0, c1)
                 for cell in range(g0, g1):
                     small[cells + cell] += small[2 * cells + cell] / small[cell]
+                _about_exactly(p, small, b, u, end, c0, c1)
+            else:
                 _about(p, small, b, u, end, c0, c1)
             for cell in range(g0, g1):
                 rest = small[2 * cells + cell] / small[cell]
@@ -287,15 +319,16 @@ def track(x: Any, args: int, part: int) -> None:
     for which in range(2):
         widen(both + which * channels, channels, a[t.RUNNING_MEAN + which], t.ZERO, kind)
     for c in range(channels):
-        mean, var = 0.0, 0.0
+        mean = var = lost = missing = 0.0
         for block in range(blocks):
             i, units = block * groups + c // size, p[b + t.BLOCK]
             if block == blocks - 1:
                 units = p[t.UNITS] - block * units
             n, of_all = cell[i], units / p[t.UNITS]
-            mean += of_all * (cell[cells + i] + cell[2 * cells + i])
-            var += of_all * (cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0)))
-        a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean, share)
-        a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var, share)
+            unbiased = cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0))
+            mean, lost = _added(mean, lost, of_all * (cell[cells + i] + cell[2 * cells + i]))
+            var, missing = _added(var, missing, of_all * unbiased)
+        a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean + lost, share)
+        a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var + missing, share)
     for which in range(2):
         narrow(a[t.RUNNING_MEAN + which], t.ZERO, kind, both + which * channels, channels)
