@@ -81,15 +81,33 @@ def test_sums(name: str, parameter: torch.dtype) -> None:
     np.testing.assert_allclose(found, printed, 1e-12)
 
 
+COARSER = {**COARSE, torch.float32: 2.0**-24}  # than float64
+
+
+@pytest.mark.parametrize("parameter", DTYPES)
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_sums_of_float64(name: str) -> None:
+def test_sums_of_float64(name: str, parameter: torch.dtype) -> None:
     result = batch_norm()
     gradients = result.backward(DY)
     terms = np.abs(DY) * (1 + np.abs(result.xhat) if name == "weight" else 1)
     rest = np.sqrt(DY.size) * getattr(gradients, f"{name}_scale")
     printed = 8 * U * (conditioning().max() * terms.sum(AXES) + rest)
-    found = budget.allowed_sum(name, result, gradients, DY, torch.float64, torch.float64)
+    exact = np.abs(getattr(gradients, name))
+    printed = printed + COARSER[parameter] * exact + HALF_A_SUBNORMAL[parameter]
+    found = budget.allowed_sum(name, result, gradients, DY, torch.float64, parameter)
     np.testing.assert_allclose(found, printed, 1e-12)
+
+
+def test_a_parameter_keeps_its_axes_of_size_one() -> None:
+    x, dy, weight = X[:, :, :1], DY[:, :, :1], np.ones((3, 1, 5))
+    result = reference.norm(x, "[n] c s", weight, params="c s")
+    gradients = result.backward(dy)
+    printed = 2 * u * np.abs(gradients.weight) + 4 * u * gradients.weight_scale + 2.0**-150
+    found = budget.allowed_sum("weight", result, gradients, dy, torch.float32, torch.float32)
+    assert found.shape == weight.shape
+    np.testing.assert_allclose(found, printed, 1e-12)
+    wide = budget.allowed_sum("weight", result, gradients, dy, torch.float64, torch.float64)
+    assert wide.shape == weight.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,6 +126,9 @@ def test_running_statistics(dtype: torch.dtype) -> None:
     ):
         found = budget.allowed_running(name, result, X, dtype, dtype)
         np.testing.assert_allclose(found, printed + COARSE[dtype] * exact + HALF_A_SUBNORMAL[dtype])
+        if dtype == torch.float64:
+            found = budget.allowed_running(name, result, X, dtype, torch.float32)
+            np.testing.assert_allclose(found, printed + 2.0**-24 * exact + 2.0**-150)
 
 
 def test_a_blend_takes_the_largest_of_all_its_cells() -> None:

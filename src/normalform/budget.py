@@ -13,7 +13,8 @@ bfloat16 and float16, in training and evaluation, for any norm and any |mean|/st
 where ``max(1, |xhat*|)`` takes the largest in the cell. The 1e-11 is what statistics are good to,
 in standard deviations; gradients of logits need it because they are sums of differences of
 statistics, which may cancel. Rounding to a coarser type adds ``u_out`` of the exact value, which is
-``2**-8`` of bfloat16, ``2**-11`` of float16; to any type, half its smallest subnormal.
+``2**-8`` of bfloat16, ``2**-11`` of float16, and ``2**-24`` of float32 where the input is float64;
+to any type, half its smallest subnormal.
 
 float64 is promised less, a rounding for each step. With ``U = 2**-53`` and ``k = 1 + |mean|/std``::
 
@@ -66,7 +67,7 @@ def allowed_y(result: Result, dtype: torch.dtype) -> Array:
         allowed = 8 * FLOAT64 * (_conditioning(result) * peak + bias)
     else:
         allowed = 4 * FLOAT32 * (weight * xhat + bias) + STATISTICS * peak
-    return allowed.reshape(result.y.shape) + _to_round(result.y, dtype)
+    return allowed.reshape(result.y.shape) + _to_round(result.y, dtype, dtype)
 
 
 def allowed_dx(result: Result, gradients: Gradients, dtype: torch.dtype) -> Array:
@@ -75,7 +76,7 @@ def allowed_dx(result: Result, gradients: Gradients, dtype: torch.dtype) -> Arra
     if dtype == torch.float64:
         peak = np.maximum(1, result.largest(np.abs(result.xhat)))
         allowed = 8 * FLOAT64 * _conditioning(result) * peak * result.largest(gradients.terms)
-    return allowed + _to_round(gradients.x, dtype)
+    return allowed + _to_round(gradients.x, dtype, dtype)
 
 
 def allowed_sum(
@@ -91,8 +92,8 @@ def allowed_sum(
     weight, _ = _magnitudes(result)
     dy, xhat = np.abs(dy).reshape(result.xhat.shape), np.abs(result.xhat)
     terms = {
-        "weight": _over(dy * (1 + xhat), result.weight),
-        "bias": _over(dy, result.bias),
+        "weight": _over(dy * (1 + xhat), result.weight, exact),
+        "bias": _over(dy, result.bias, exact),
         "mean_weight": (weight * dy).sum(),
         "var_weight": (weight * dy * xhat).sum(),
     }
@@ -103,7 +104,7 @@ def allowed_sum(
         allowed = 2 * FLOAT32 * np.abs(exact) + 4 * FLOAT32 * scale
         if name in ("mean_weight", "var_weight"):
             allowed = allowed + STATISTICS * terms[name]
-    return allowed + _to_round(exact, parameter)
+    return allowed + _to_round(exact, parameter, dtype)
 
 
 def allowed_running(
@@ -118,7 +119,7 @@ def allowed_running(
         allowed = 8 * FLOAT64 * (k * np.abs(exact) + largest)
     else:
         allowed = 2 * FLOAT32 * np.abs(exact) + STATISTICS * largest
-    return allowed + _to_round(exact, buffer)
+    return allowed + _to_round(exact, buffer, dtype)
 
 
 def _magnitudes(result: Result) -> tuple[Array | float, Array | float]:
@@ -132,15 +133,17 @@ def _conditioning(result: Result) -> Array:
     return 1 + np.abs(result.mean) * result.rstd
 
 
-def _over(values: Array, laid: Array | None) -> Array | float:
+def _over(values: Array, laid: Array | None, like: Array) -> Array | float:
     """Sums of ``values``, one for each parameter that is ``laid`` along their axes."""
     if laid is None:
         return 0.0
-    return values.sum(axis=tuple(axis for axis, size in enumerate(laid.shape) if size == 1))
+    axes = tuple(axis for axis, size in enumerate(laid.shape) if size == 1)
+    return values.sum(axis=axes).reshape(like.shape)
 
 
-def _to_round(exact: Array, dtype: torch.dtype) -> Array:
-    """What the last rounding may cost, beyond ``u`` of float32 or ``U`` of float64."""
-    coarse = 0.0 if dtype in (torch.float32, torch.float64) else roundoff(dtype)
+def _to_round(exact: Array, dtype: torch.dtype, x: torch.dtype) -> Array:
+    """What the last rounding may cost, beyond what is allowed for an input of type ``x``."""
+    counted = torch.float64 if x == torch.float64 else torch.float32
+    coarse = roundoff(dtype) if roundoff(dtype) > roundoff(counted) else 0.0
     info = torch.finfo(dtype)
     return coarse * np.abs(exact) + info.tiny * info.eps / 2
