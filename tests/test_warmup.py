@@ -188,3 +188,9 @@ def test_a_scripted_part_and_a_model_without_norms():
 def test_only_modules_are_taken():
     with pytest.raises(TypeError, match=r"an instance of torch.nn.Module, got <class"):
         nf.warmup(nf.BatchNorm2d, torch.randn(2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("example", [None, 3], ids=str)
+def test_an_example_without_a_tensor_is_refused_in_words(example: Any):
+    with pytest.raises(TypeError, match="'0' was given .* and no tensor; the example has to be"):
+        nf.warmup(nn.Sequential(nf.SwitchNorm2d(3)), example)

@@ -76,7 +76,7 @@ def warmup(model: nn.Module, example: Any, *, backward: bool = True) -> Warmup:
         What each norm runs, and why where that is not compiled; prints as a table.
 
     Raises:
-        TypeError: not a module.
+        TypeError: not a module, or an example of which a norm is given no tensor.
 
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), nf.BatchNorm2d(4))
     >>> nf.warmup(model, torch.randn(2, 3, 8, 8))
@@ -127,7 +127,14 @@ def _unchanged(model: nn.Module) -> Generator[None]:
 @contextmanager
 def _seen_by_norms(model: nn.Module, found: dict[tuple[str, str], Warmed]) -> Generator[None]:
     def look(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        given = (*args, *kwargs.values())
+        x = next((value for value in given if isinstance(value, Tensor)), None)
+        if x is None:
+            kinds = " and ".join(type(value).__name__ for value in given) or "nothing"
+            raise TypeError(
+                f"warmup: {type(layer).__name__} {name!r} was given {kinds} and no tensor; the "
+                "example has to be an input as the model takes it"
+            )
         key = name, described(x)
         if key not in found:
             found[key] = Warmed(name, type(layer).__name__, key[1], chosen(layer, x))
