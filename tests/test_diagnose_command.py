@@ -58,6 +58,9 @@ def fails():
 
 def number():
     return 3
+
+def nothing_at_all(output, y):
+    return None
 """
 
 
@@ -152,13 +155,37 @@ def test_data_from_a_file(app, capsys):
         (["theapp:sound", "--data", "missing.npz"], "data missing.npz: no such file"),
         (["theapp:sound", "--loss", "crossentropy"], "loss 'crossentropy': not in torch.nn"),
         (["theapp:sound", "--loss", "mse_loss"], "needs a loader"),
-        (["theapp:sound", "--data", "theapp:loader", "--loss", "mse_loss"], "theapp:sound: "),
+        (
+            ["theapp:sound", "--data", "theapp:loader", "--loss", "mse_loss"],
+            "loss mse_loss of the model's output and 1 target of a batch: RuntimeError: ",
+        ),
+        (
+            ["theapp:sound", "--data", "theapp:loader", "--loss", "theapp:nothing_at_all"],
+            "loss theapp:nothing_at_all of the model's output and 1 target of a batch: TypeError: ",
+        ),
+        (
+            ["theapp:sound", "--data", "xonly.npz", "--loss", "cross_entropy"],
+            "loss cross_entropy of the model's output and 0 targets of a batch: TypeError: ",
+        ),
+        (["theapp:sound", "--data", "uneven.npz"], "uneven.npz: x has 4 samples and y 3"),
+        (["theapp:sound", "--data", "theapp:fails"], "data theapp:fails: KeyError: 'no such"),
+        (["theapp:sound", "--optimizer", "theapp:loader"], "optimizer theapp:loader: TypeError:"),
+        (["theapp:sound", "--batches", "0"], "of --data, which is not given"),
+        (
+            ["theapp:sound", "--data", "theapp:loader", "--batch-size", "8"],
+            "batch-size 8: of the batches that a file is cut into; data theapp:loader makes",
+        ),
         (["theapp:sound", "--data", "theapp:loader", "--batches", "0"], "not a positive integer"),
         (["theapp:sound", "--html", "page.txt"], "its name ends in .html"),
         (["theapp:sound", "--html", "no/page.html"], "there is no folder"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(app, capsys, arguments, words):
+    import numpy as np
+
+    x = np.zeros((4, 6), np.float32)
+    np.savez("xonly.npz", x=x)
+    np.savez("uneven.npz", x=x, y=np.zeros(3, np.int64))
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert words in err

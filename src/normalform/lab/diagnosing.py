@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +31,8 @@ class Options:
         data: ``package.module:loader`` or a file with x and y, None for the model alone.
         loss: ``package.module:function``, or a name in :mod:`torch.nn.functional`.
         optimizer: ``package.module:function`` of the model.
-        batches: how many are looked at.
-        batch_size: of the batches that a file is cut into.
+        batches: how many are looked at; 4 by default.
+        batch_size: of the batches that a file is cut into; 32 by default.
         json: where to write all of it as JSON.
         html: where to write the page.
         run_pickled_code: read a file of weights that is more than tensors.
@@ -41,8 +42,8 @@ class Options:
     data: str | None = None
     loss: str | None = None
     optimizer: str | None = None
-    batches: int = 4
-    batch_size: int = 32
+    batches: int | None = None
+    batch_size: int | None = None
     json: Path | None = None
     html: Path | None = None
     run_pickled_code: bool = False
@@ -76,16 +77,32 @@ def _examined(options: Options) -> Diagnosis:
                 "as package.module:factory"
             )
         return diagnose(subject)
+    if options.data is None and (options.batches, options.batch_size) != (None, None):
+        raise ValueError("batches and batch-size are of --data, which is not given")
+    loader = None if options.data is None else _loader(options)
+    loss = None if options.loss is None else _loss(options.loss)
+    optimizer = None
+    if options.optimizer is not None:
+        make = _named(options.optimizer, "optimizer")
+        with _names_who_raises(f"optimizer {options.optimizer}"):
+            optimizer = make(subject)
+    batches = 4 if options.batches is None else options.batches
+    with _names_who_raises(options.source):
+        return diagnose(subject, loader, loss, optimizer=optimizer, batches=batches)
+
+
+@contextmanager
+def _names_who_raises(who: str) -> Generator[None]:
+    """What the user's own code raises, which can be anything, as one line that begins so."""
     try:
-        loader = None if options.data is None else _loader(options)
-        loss = None if options.loss is None else _loss(options.loss)
-        make = None if options.optimizer is None else _named(options.optimizer, "optimizer")
-        optimizer = None if make is None else make(subject)
-        return diagnose(subject, loader, loss, optimizer=optimizer, batches=options.batches)
-    except (ValueError, ImportError, OSError):
+        yield
+    except (ImportError, OSError):
         raise
-    except Exception as error:  # the user's own code can raise anything
-        raise ValueError(f"{options.source}: {said(error)}") from error
+    except ValueError as error:
+        said_already = str(error).startswith(("diagnose", "loss "))
+        raise ValueError(str(error) if said_already else f"{who}: {said(error)}") from error
+    except Exception as error:
+        raise ValueError(f"{who}: {said(error)}") from error
 
 
 def _subject(options: Options) -> nn.Module | Mapping[str, Any]:
@@ -96,10 +113,8 @@ def _subject(options: Options) -> nn.Module | Mapping[str, Any]:
             return cast(Any, found)
         raise ValueError(f"{path} holds a {type(found).__name__}, neither tensors nor a model")
     found = resolve(options.source)
-    try:
+    with _names_who_raises(f"model {options.source}"):
         model = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # as above
-        raise ValueError(f"model {options.source}: {said(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model {options.source}: it returned {type(model).__name__}, not a torch.nn.Module"
@@ -135,9 +150,15 @@ def _loader(options: Options) -> Iterable[Any]:
     assert options.data is not None
     path = Path(options.data)
     if path.suffix in (".npz", ".pt", ".pth"):
-        return _cut(path, options.batch_size)
+        return _cut(path, 32 if options.batch_size is None else options.batch_size)
+    if options.batch_size is not None:
+        raise ValueError(
+            f"batch-size {options.batch_size}: of the batches that a file is cut into; "
+            f"data {options.data} makes its own"
+        )
     found = _named(options.data, "data")
-    return found if isinstance(found, Iterable) else found()
+    with _names_who_raises(f"data {options.data}"):
+        return found if isinstance(found, Iterable) else found()
 
 
 def _cut(path: Path, size: int) -> list[tuple[Tensor, ...]]:
@@ -155,21 +176,27 @@ def _cut(path: Path, size: int) -> list[tuple[Tensor, ...]]:
         raise ValueError(f"data {path}: no array x in it; the targets are y")
     x, y = arrays["x"], arrays.get("y")
     x = x.float() if x.dtype in (torch.uint8, torch.float64) else x
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"data {path}: x has {len(x)} samples and y {len(y)}")
     if y is None:
         return [(part,) for part in x.split(size)]
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def _loss(text: str) -> Callable[..., Any]:
-    if ":" in text:
-        return _named(text, "loss")
-    found = getattr(F, text, None)
-    if not callable(found):
+def _loss(text: str) -> Callable[..., float]:
+    function: Any = _named(text, "loss") if ":" in text else getattr(F, text, None)
+    if not callable(function):
         raise ValueError(
             f"loss {text!r}: not in torch.nn.functional, as cross_entropy and mse_loss are; or "
             "give package.module:function"
         )
-    return found
+
+    def loss(output: Any, *targets: Any) -> float:
+        count = f"{len(targets)} target" + "s" * (len(targets) != 1)
+        with _names_who_raises(f"loss {text} of the model's output and {count} of a batch"):
+            return float(function(output, *targets))
+
+    return loss
 
 
 def _refuse_other_files(path: Path) -> None:
