@@ -184,7 +184,7 @@ def _cut(path: Path, size: int) -> list[tuple[Tensor, ...]]:
 
 
 def _loss(text: str) -> Callable[..., float]:
-    function: Any = _named(text, "loss") if ":" in text else getattr(F, text, None)
+    function = _named(text, "loss") if ":" in text else getattr(F, text, None)
     if not callable(function):
         raise ValueError(
             f"loss {text!r}: not in torch.nn.functional, as cross_entropy and mse_loss are; or "
@@ -194,7 +194,8 @@ def _loss(text: str) -> Callable[..., float]:
     def loss(output: Any, *targets: Any) -> float:
         count = f"{len(targets)} target" + "s" * (len(targets) != 1)
         with _names_who_raises(f"loss {text} of the model's output and {count} of a batch"):
-            return float(function(output, *targets))
+            found: Any = function(output, *targets)
+            return float(found)
 
     return loss
 
