@@ -460,7 +460,11 @@ def test_dimensions_that_agree_are_taken_and_it_is_said():
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "kind": ({"bach": "group"}, ValueError, "'bach' is no kind of norm.*batch, instance, layer"),
     "class": ({nn.BatchNorm2d: "group"}, ValueError, "is no kind of norm"),
-    "name": ({"batch": "grp"}, ValueError, "unknown norm 'grp'; known: batch"),
+    "name": (
+        {"batch": "grp"},
+        ValueError,
+        "unknown norm 'grp'; did you mean 'group'[?] known: batch",
+    ),
     "number": ({"batch": "group:0"}, ValueError, "'0' is not a positive integer"),
     "no number": ({"batch": "ghost"}, ValueError, "ghost norm needs a block size"),
     "number of frozen": ({"batch": "frozen:2"}, ValueError, "norm 'frozen' takes no number"),

@@ -263,3 +263,17 @@ def test_whose_statistics_are_stored():
     assert f"{stored}, in evaluation" in nf.explain(own, x).lines
     assert "those over the batch are running_mean and running_var, in evaluation" in blend
     assert not any("running_mean and" in line for line in nf.explain(nf.BatchNorm2d(3), x).lines)
+
+
+def test_sizes_are_those_of_a_recipe():
+    x = torch.randn(2, 8, 4, 4)
+    said = str(nf.explain("n (g [c]) [s]", x, g=4))
+    assert "n (g [c]) [s], g=4: one mean per sample and group of channels" in said
+    assert (
+        said.splitlines()[1:]
+        == str(nf.explain(nf.recipe("n (g [c]) [s]", g=4), x)).splitlines()[1:]
+    )
+    with pytest.raises(TypeError, match="unexpected size k=4; it takes g= or c="):
+        nf.explain("n (g [c]) [s]", x, k=4)
+    with pytest.raises(TypeError, match="GroupNorm has its sizes, got g"):
+        nf.explain(nf.GroupNorm(2, 8), x, g=4)

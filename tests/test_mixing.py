@@ -167,7 +167,11 @@ def test_switch_loads_itself_without_a_word():
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": ({"over": ()}, ValueError, "name at least one norm"),
     "text": ({"over": "instance"}, TypeError, r'takes several: over=\("instance",\)'),
-    "unknown": ({"over": ("instanse",)}, ValueError, "unknown norm 'instanse'; known: batch"),
+    "unknown": (
+        {"over": ("instanse",)},
+        ValueError,
+        "unknown norm 'instanse'; did you mean 'instance'[?] known",
+    ),
     "channels last": ({"over": ("token",)}, ValueError, "axes must be n c s"),
     "not centred": ({"over": ("rms",)}, ValueError, "must subtract the mean"),
     "two batches": ({"over": ("batch", "ghost:2")}, ValueError, "two sets of running statistics"),

@@ -164,7 +164,11 @@ def test_blocks_by_number_must_divide():
         (lambda: recipe("n c [s]").cells((2,)), ValueError, "needs at least 2 dimensions"),
         (lambda: recipe("n [c]").param_dims(2, "s"), ValueError, "'s' is not an axis"),
         (lambda: recipe("n [c]").param_dims(2, "c c"), ValueError, "twice"),
-        (lambda: named("gruop"), ValueError, "unknown norm 'gruop'; known: batch, layer"),
+        (
+            lambda: named("gruop"),
+            ValueError,
+            "unknown norm 'gruop'; did you mean 'group'[?] known: batch",
+        ),
         (lambda: named("batch:3"), ValueError, "takes no number"),
         (lambda: named("group:x"), ValueError, "'x' is not a positive integer"),
         (lambda: named("group:0"), ValueError, "'0' is not a positive integer"),

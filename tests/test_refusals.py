@@ -165,3 +165,11 @@ def test_one_logit_for_each_branch_of_a_graph():
     layer.mean_weight = nn.Parameter(torch.ones(2))
     with pytest.raises(RuntimeError, match=r"mean_weight should have shape \[3\]"):
         torch.compile(layer, backend="eager")(torch.randn(4, 4, 5, 5))
+
+
+def test_arrays_and_arguments_of_other_functions_are_refused_in_words():
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(TypeError, match="norm normalizes tensors, got ndarray: torch"):
+        nf.norm(x.numpy(), "n [c] s")
+    with pytest.raises(TypeError, match="unexpected argument running_mean; it takes no sizes"):
+        nf.norm(x, "[n] c [s]", running_mean=torch.zeros(3))

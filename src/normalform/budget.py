@@ -92,8 +92,8 @@ def allowed_sum(
     weight, _ = _magnitudes(result)
     dy, xhat = np.abs(dy).reshape(result.xhat.shape), np.abs(result.xhat)
     terms = {
-        "weight": _over(dy * (1 + xhat), result.weight, exact),
-        "bias": _over(dy, result.bias, exact),
+        "weight": _over(dy * (1 + xhat), result.weight, gradients.weight),
+        "bias": _over(dy, result.bias, gradients.bias),
         "mean_weight": (weight * dy).sum(),
         "var_weight": (weight * dy * xhat).sum(),
     }
@@ -133,9 +133,9 @@ def _conditioning(result: Result) -> Array:
     return 1 + np.abs(result.mean) * result.rstd
 
 
-def _over(values: Array, laid: Array | None, like: Array) -> Array | float:
+def _over(values: Array, laid: Array | None, like: Array | None) -> Array | float:
     """Sums of ``values``, one for each parameter that is ``laid`` along their axes."""
-    if laid is None:
+    if laid is None or like is None:
         return 0.0
     axes = tuple(axis for axis, size in enumerate(laid.shape) if size == 1)
     return values.sum(axis=axes).reshape(like.shape)

@@ -117,7 +117,7 @@ class Explanation:
         return self.svg() if drawable else None
 
 
-def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanation:
+def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None, **sizes: int) -> Explanation:
     """Say what a norm does, and with a tensor which kernel computes it and why.
 
     Nothing is computed and nothing changes: the layer is asked which kernel it would run.
@@ -125,12 +125,13 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
     Args:
         norm: a layer of normalform, the name of a norm, notation, or a recipe.
         x: an input. A name stands for :func:`normalform.norm`, without weight and bias.
+        sizes: of split axes, as :func:`normalform.norm` takes them: ``g=8``.
 
     Returns:
         A value that prints as a few lines; its ``svg()`` is the picture that a notebook shows.
 
     Raises:
-        TypeError: a module that is no layer of normalform.
+        TypeError: a module that is no layer of normalform, or a size that does not belong there.
         ValueError: an unknown name, or an input that the norm refuses.
 
     >>> nf.explain(nf.GroupNorm(2, 4), torch.randn(2, 4, 8, 8).half())
@@ -150,6 +151,8 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
     """
     given = None if x is None else tuple(x.shape)
     if isinstance(norm, nn.Module):
+        if sizes:
+            raise TypeError(f"explain: {type(norm).__name__} has its sizes, got {', '.join(sizes)}")
         recipes = _recipes(norm)
         stored = [*norm.named_parameters(), *norm.named_buffers()]
         tensors = tuple((name, tuple(t.shape)) for name, t in stored if t.ndim)
@@ -157,7 +160,7 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None) -> Explanat
         ask = partial(chosen, norm)
     else:
         over = NORMS[norm].over if isinstance(norm, str) and norm in NORMS else ()
-        recipes, tensors = tuple(named(r) for r in over or (norm,)), ()
+        recipes, tensors = tuple(named(r).bind(**sizes) for r in over or (norm,)), ()
         laid = tuple(map(sized, recipes))
         shape = example_shape(laid) if given is None else given
         ask = partial(_chosen_of, recipes)

@@ -52,7 +52,7 @@ def norm(
         A tensor of x's shape, dtype and memory format. A cell of one value gives ``bias``.
 
     Raises:
-        TypeError: x is not floating point, or a size does not belong to the recipe.
+        TypeError: x is no tensor of floating point, or a size does not belong to the recipe.
         ValueError: the recipe cannot be read or does not fit the shape.
         RuntimeError: weight or bias do not fit the shape.
 

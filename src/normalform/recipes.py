@@ -16,8 +16,9 @@ named norm is which recipe, and how a recipe falls on a shape. It computes nothi
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,8 +98,7 @@ class Recipe:
         """
         axes = list(self.axes)
         for letter, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f'recipe "{self}": {letter}={size!r} is not a positive integer')
+            whole = isinstance(size, int) and not isinstance(size, bool)
             for i, axis in enumerate(axes):
                 if axis.split and letter == axis.name:
                     axes[i] = replace(axis, size=size)
@@ -109,7 +109,10 @@ class Recipe:
             else:
                 known = [f"{BLOCKS[a.name]}= or {a.name}=" for a in self.axes if a.split]
                 takes = f"it takes {' and '.join(known)}" if known else "it takes no sizes"
-                raise TypeError(f'recipe "{self}": unexpected size {letter}={size}; {takes}')
+                given = f"size {letter}={size}" if whole else f"argument {letter}"
+                raise TypeError(f'recipe "{self}": unexpected {given}; {takes}')
+            if not whole or size < 1:
+                raise ValueError(f'recipe "{self}": {letter}={size!r} is not a positive integer')
         return replace(self, axes=tuple(axes))
 
     def cells(self, shape: Sequence[int]) -> Cells:
@@ -346,6 +349,16 @@ NORMS: Mapping[str, Norm] = {
 }
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """The known word that is nearest, as a question; nothing where none is near.
+
+    >>> meant("grup", ["batch", "group"])
+    "did you mean 'group'? "
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
 def split_name(name: str) -> tuple[str, dict[str, int]]:
     """Split the name of a norm from its size: ``"group:8"`` is ``("group", {"g": 8})``.
 
@@ -355,7 +368,7 @@ def split_name(name: str) -> tuple[str, dict[str, int]]:
     stem, colon, number = name.partition(":")
     row = NORMS.get(stem)
     if row is None:
-        raise ValueError(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+        raise ValueError(f"unknown norm {name!r}; {meant(stem, NORMS)}known: {', '.join(NORMS)}")
     if not colon:
         return stem, {}
     if row.size is None:

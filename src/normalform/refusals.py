@@ -12,6 +12,8 @@ from normalform.recipes import Recipe
 
 def require_float(x: Tensor, who: object) -> None:
     """Refuse what has no mean and variance in its own type."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who} normalizes tensors, got {type(x).__name__}: torch.as_tensor(x)")
     if not x.is_floating_point():
         raise TypeError(
             f"{who} normalizes floating point tensors, got {x.dtype}: convert it first, x.float()"

@@ -18,7 +18,7 @@ from torch import nn
 import normalform as nf
 from normalform.lab.models import OwnNetwork
 from normalform.lab.networks import Network
-from normalform.recipes import named
+from normalform.recipes import meant, named
 
 SGD_BATCH = 32
 TRUE_BATCH = 2
@@ -139,5 +139,6 @@ def _checked(norm: str) -> str:
     if stem == "group" and (not number or (number.isdecimal() and int(number) > 0)):
         return norm if number else "group:4"
     if norm not in FAMILIES:
-        raise ValueError(f"norm {norm!r} is not one to compare; choose from {_FORMS}")
+        near = meant(stem, FAMILIES)
+        raise ValueError(f"norm {norm!r} is not one to compare; {near}choose from {_FORMS}")
     return norm

@@ -145,7 +145,12 @@ def _measured(
 ) -> list[Measured]:
     console = Console(stderr=True)
     bar = track(work, "measuring", console=console, transient=True, disable=not console.is_terminal)
-    return [measured(case, x, kernel=kernel, device=options.device) for case, x in bar]
+    found: list[Measured] = []
+    for case, x in bar:
+        found.append(measured(case, x, kernel=kernel, device=options.device))
+        if len(found) == 1 and len(work) >= 100 and not console.is_terminal:
+            console.print(f"Measuring {len(work)} cases.")
+    return found
 
 
 def _in_other_ways(options: Options) -> list[Measured]:

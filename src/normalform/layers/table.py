@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from normalform.layers import frozen, mixing, plain, running
-from normalform.recipes import split_name
+from normalform.recipes import meant, split_name
 
 _BY_DIM: dict[str, dict[int, type[nn.Module]]] = {
     "batch": {1: running.BatchNorm1d, 2: running.BatchNorm2d, 3: running.BatchNorm3d},
@@ -63,7 +63,8 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
     stem, colon, number = name.partition(":")
     if stem not in _BY_DIM and stem not in _ANY_DIM:
         known = ", ".join(k + _NUMBERED.get(k, "") for k in (*_BY_DIM, *_ANY_DIM))
-        raise ValueError(f"unknown norm {name!r}; known: {known}")
+        near = meant(stem, (*_BY_DIM, *_ANY_DIM))
+        raise ValueError(f"unknown norm {name!r}; {near}known: {known}")
     if dim not in (1, 2, 3):
         raise ValueError(f"get_norm_layer({name!r}, dim={dim!r}): dim is 1, 2 or 3")
     if colon and stem in ("frozen", "none"):

@@ -66,33 +66,12 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
 
 
 @helper
-def _added(total: float, missing: float, value: float) -> tuple[float, float]:
-    """The sum, and what its roundings took [Knuth, The Art of Computer Programming 2, 4.2.2]."""
-    after = total + value
-    part = after - total
-    return after, missing + ((total - (after - part)) + (value - part))
-
-
-@helper
-def _about_exactly(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
-    """The same, as if sums were rounded once: there may be thousands of slots."""
-    slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
-    to = p[b + t.AT_CELLS] + first_cell(p, b, u)
-    for cell in range(to + c0 // size, to + c1 // size):
-        count = total = squares = lost = missing = 0.0
-        first = (cell - to) * size
-        for unit in range(u, end):
-            for piece in range(p[t.PIECES]):
-                for c in range(first, first + size, p[t.RUN]):
-                    at = t.slot_of(p, unit, piece, c) // p[t.RUN]
-                    n = small[at]
-                    apart = (small[slots + at] - small[cells + cell]) + small[2 * slots + at]
-                    count += n
-                    total, lost = _added(total, lost, n * apart)
-                    square = n * (small[3 * slots + at] + apart * apart)
-                    squares, missing = _added(squares, missing, square)
-        small[cell], small[2 * cells + cell] = count, total + lost
-        small[3 * cells + cell] = squares + missing
+def _end_of_block(p: Any, b: int, u: int, u1: int) -> int:
+    """The first unit after u, up to u1, that shares no statistics with it."""
+    end = u + 1
+    while end < u1 and first_cell(p, b, end) == first_cell(p, b, u):
+        end += 1
+    return end
 
 
 @small_kernel
@@ -101,7 +80,7 @@ def pool(x: Any, args: int, part: int) -> None:
 
     ``mean(v) + mean((m - M)^2)`` [Chan, Golub & LeVeque 1983], never ``E[x^2] - M^2``, which
     cancels. About the first slot's mean, the last sum cancels by as many times as there are slots:
-    nothing for float32 in float64. For float64 M comes first.
+    nothing for float32 in float64.
     """
     a, p = t.tables(args)
     small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
@@ -112,24 +91,67 @@ def pool(x: Any, args: int, part: int) -> None:
             continue
         cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
         while u < u1:
-            first, end = first_cell(p, b, u), u + 1
-            while end < u1 and first_cell(p, b, end) == first:
-                end += 1
-            g0, g1 = p[b + t.AT_CELLS] + first + c0 // size, p[b + t.AT_CELLS] + first + c1 // size
+            end, first = _end_of_block(p, b, u, u1), p[b + t.AT_CELLS] + first_cell(p, b, u)
+            g0, g1 = first + c0 // size, first + c1 // size
             for cell in range(g0, g1):
                 slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
                 small[cells + cell] = small[slots + slot]
-            if p[t.DOUBLE] == 1:
-                _about_exactly(p, small, b, u, end, c0, c1)
-                for cell in range(g0, g1):
-                    small[cells + cell] += small[2 * cells + cell] / small[cell]
-                _about_exactly(p, small, b, u, end, c0, c1)
-            else:
-                _about(p, small, b, u, end, c0, c1)
+            _about(p, small, b, u, end, c0, c1)
             for cell in range(g0, g1):
                 rest = small[2 * cells + cell] / small[cell]
                 var = small[3 * cells + cell] / small[cell] - rest * rest
                 small[2 * cells + cell] = rest
+                small[3 * cells + cell] = 0.0 if var < 0.0 else var
+            u = end
+
+
+@helper
+def _added(total: float, missing: float, value: float) -> tuple[float, float]:
+    """The sum, and what its roundings took [Knuth, The Art of Computer Programming 2, 4.2.2]."""
+    after = total + value
+    part = after - total
+    return after, missing + ((total - (after - part)) + (value - part))
+
+
+@helper
+def _sums_about(
+    p: Any, small: Any, u: int, end: int, c: int, size: int, point: float
+) -> tuple[float, float, float]:
+    """As :func:`_about` of one cell, but as if sums were rounded once."""
+    slots, count, total, lost, squares, missing = p[t.SLOTS], 0.0, 0.0, 0.0, 0.0, 0.0
+    for unit in range(u, end):
+        for piece in range(p[t.PIECES]):
+            for channel in range(c, c + size, p[t.RUN]):
+                at = t.slot_of(p, unit, piece, channel) // p[t.RUN]
+                n, apart = small[at], (small[slots + at] - point) + small[2 * slots + at]
+                count += n
+                total, lost = _added(total, lost, n * apart)
+                square = n * (small[3 * slots + at] + apart * apart)
+                squares, missing = _added(squares, missing, square)
+    return count, total + lost, squares + missing
+
+
+@small_kernel
+def pool_double(x: Any, args: int, part: int) -> None:
+    """The same of float64, which has no digits to spare: M comes first, and no sum is rounded."""
+    a, p = t.tables(args)
+    small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
+    u0, u1, c0, c1 = t.extent_of(p, part)
+    for k in range(p[t.BRANCHES]):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
+            continue
+        cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
+        while u < u1:
+            end, first = _end_of_block(p, b, u, u1), p[b + t.AT_CELLS] + first_cell(p, b, u)
+            for c in range(c0, c1, size):
+                near = small[slots + t.slot_of(p, u, t.ZERO, c) // p[t.RUN]]
+                count, total, _ = _sums_about(p, small, u, end, c, size, near)
+                near += total / count
+                _, total, squares = _sums_about(p, small, u, end, c, size, near)
+                cell, rest = first + c // size, total / count
+                var = squares / count - rest * rest
+                small[cell], small[cells + cell], small[2 * cells + cell] = count, near, rest
                 small[3 * cells + cell] = 0.0 if var < 0.0 else var
             u = end
 

@@ -310,8 +310,9 @@ class Programs:
         if layout.blends:
             before.append((1, [blend.weigh]))
         own = [] if layout.given else [passes.moments]
-        pools = [blend.pool] if t.OWN in roles else []
-        shared = [(SHARED, [blend.pool])] if t.SHARED in roles else []
+        pool = blend.pool_double if layout.table[t.DOUBLE] == 1 else blend.pool
+        pools = [pool] if t.OWN in roles else []
+        shared = [(SHARED, [pool])] if t.SHARED in roles else []
         last = [blend.mix_several if layout.blends else blend.mix, passes.apply]
         if not self.tiled:
             phases = [(self.parts, own), (1, pools), *shared, *track]
