@@ -96,6 +96,13 @@ MUTANTS = [
         blend,
         "size * step // p[t.RUN]",
         "size * step // p[t.RUN] - 1",
+        compiled_plain("layer, several runs"),
+    ),
+    Mutant(
+        "float64: the last run of several channels left out",
+        blend,
+        "range(c, c + size, p[t.RUN])",
+        "range(c, c + size - p[t.RUN], p[t.RUN])",
         compiled_plain("group, many short planes", torch.float64),
     ),
     Mutant(
@@ -269,8 +276,8 @@ MUTANTS = [
     Mutant(
         "float64 pooled about the first slot",
         blend,
-        "if p[t.DOUBLE] == 1:",
-        "if False:",
+        "near += total / count",
+        "near += 0.0 * total",
         lambda: cpu.test_float64_of_a_first_channel_far_from_the_others(True),
     ),
     # Coefficients and apply

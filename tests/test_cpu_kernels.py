@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "instance, short planes": (lambda: nf.InstanceNorm2d(12, affine=True), (18, 12, 7, 7), False),
     "group, short planes": (lambda: nf.GroupNorm(4, 12), (18, 12, 5, 5), False),
     "group, many short planes": (lambda: nf.GroupNorm(4, 800), (9, 800, 5, 5), False),
+    "layer, several runs": (lambda: nf.GroupNorm(1, 1024), (3, 1024, 8, 8), False),
     # Rows
     "layer, long rows": (lambda: nf.LayerNorm(70001), (2, 70001), False),
     "rms, long rows": (lambda: nf.RMSNorm(70001), (2, 70001), False),
