@@ -349,14 +349,17 @@ NORMS: Mapping[str, Norm] = {
 }
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> str:
     """The known word that is nearest, as a question; nothing where none is near.
+
+    ``also`` says what other words stand for.
 
     >>> meant("grup", ["batch", "group"])
     "did you mean 'group'? "
     """
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    words = {name: name for name in known} | dict(also or {})
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {words[near[0]]!r}? " if near else ""
 
 
 def split_name(name: str) -> tuple[str, dict[str, int]]:

@@ -66,12 +66,45 @@ def _about(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> No
 
 
 @helper
-def _end_of_block(p: Any, b: int, u: int, u1: int) -> int:
-    """The first unit after u, up to u1, that shares no statistics with it."""
-    end = u + 1
-    while end < u1 and first_cell(p, b, end) == first_cell(p, b, u):
-        end += 1
-    return end
+def _for_each_block(args: int, part: int, pooled: Any) -> None:
+    """``pooled(p, small, b, u, end, c0, c1)`` for units that share statistics, in each branch."""
+    a, p = t.tables(args)
+    small = t.numbers(a[t.SMALL], 0)
+    u0, u1, c0, c1 = t.extent_of(p, part)
+    for k in range(p[t.BRANCHES]):
+        b = t.AT_BRANCHES + k * t.BRANCH
+        if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
+            continue
+        u = u0
+        while u < u1:
+            end = u + 1
+            while end < u1 and first_cell(p, b, end) == first_cell(p, b, u):
+                end += 1
+            pooled(p, small, b, u, end, c0, c1)
+            u = end
+
+
+@helper
+def _rest_and_var(count: float, total: float, squares: float) -> tuple[float, float]:
+    """From sums about a point near the mean, its distance from there, and the variance."""
+    rest = total / count
+    var = squares / count - rest * rest
+    return rest, 0.0 if var < 0.0 else var
+
+
+@helper
+def _pooled(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
+    """The cells of a block, about their first slot's mean."""
+    slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
+    first = p[b + t.AT_CELLS] + first_cell(p, b, u)
+    g0, g1 = first + c0 // size, first + c1 // size
+    for cell in range(g0, g1):
+        slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
+        small[cells + cell] = small[slots + slot]
+    _about(p, small, b, u, end, c0, c1)
+    for cell in range(g0, g1):
+        rest, var = _rest_and_var(small[cell], small[2 * cells + cell], small[3 * cells + cell])
+        small[2 * cells + cell], small[3 * cells + cell] = rest, var
 
 
 @small_kernel
@@ -82,27 +115,7 @@ def pool(x: Any, args: int, part: int) -> None:
     cancels. About the first slot's mean, the last sum cancels by as many times as there are slots:
     nothing for float32 in float64.
     """
-    a, p = t.tables(args)
-    small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
-    u0, u1, c0, c1 = t.extent_of(p, part)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
-            continue
-        cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
-        while u < u1:
-            end, first = _end_of_block(p, b, u, u1), p[b + t.AT_CELLS] + first_cell(p, b, u)
-            g0, g1 = first + c0 // size, first + c1 // size
-            for cell in range(g0, g1):
-                slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
-                small[cells + cell] = small[slots + slot]
-            _about(p, small, b, u, end, c0, c1)
-            for cell in range(g0, g1):
-                rest = small[2 * cells + cell] / small[cell]
-                var = small[3 * cells + cell] / small[cell] - rest * rest
-                small[2 * cells + cell] = rest
-                small[3 * cells + cell] = 0.0 if var < 0.0 else var
-            u = end
+    _for_each_block(args, part, _pooled)
 
 
 @helper
@@ -131,29 +144,24 @@ def _sums_about(
     return count, total + lost, squares + missing
 
 
+@helper
+def _pooled_double(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> None:
+    """The cells of a block, about their means."""
+    slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
+    for c in range(c0, c1, size):
+        near = small[slots + t.slot_of(p, u, t.ZERO, c) // p[t.RUN]]
+        count, total, _ = _sums_about(p, small, u, end, c, size, near)
+        near += total / count
+        cell = p[b + t.AT_CELLS] + first_cell(p, b, u) + c // size
+        rest, var = _rest_and_var(*_sums_about(p, small, u, end, c, size, near))
+        small[cell], small[cells + cell] = count, near
+        small[2 * cells + cell], small[3 * cells + cell] = rest, var
+
+
 @small_kernel
 def pool_double(x: Any, args: int, part: int) -> None:
     """The same of float64, which has no digits to spare: M comes first, and no sum is rounded."""
-    a, p = t.tables(args)
-    small, slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
-    u0, u1, c0, c1 = t.extent_of(p, part)
-    for k in range(p[t.BRANCHES]):
-        b = t.AT_BRANCHES + k * t.BRANCH
-        if p[b + t.ROLE] != (t.SHARED if part < 0 else t.OWN):
-            continue
-        cells, size, u = p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS], u0
-        while u < u1:
-            end, first = _end_of_block(p, b, u, u1), p[b + t.AT_CELLS] + first_cell(p, b, u)
-            for c in range(c0, c1, size):
-                near = small[slots + t.slot_of(p, u, t.ZERO, c) // p[t.RUN]]
-                count, total, _ = _sums_about(p, small, u, end, c, size, near)
-                near += total / count
-                _, total, squares = _sums_about(p, small, u, end, c, size, near)
-                cell, rest = first + c // size, total / count
-                var = squares / count - rest * rest
-                small[cell], small[cells + cell], small[2 * cells + cell] = count, near, rest
-                small[3 * cells + cell] = 0.0 if var < 0.0 else var
-            u = end
+    _for_each_block(args, part, _pooled_double)
 
 
 @small_kernel

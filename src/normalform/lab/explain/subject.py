@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from normalform.cells import Cells
 from normalform.drawing import Sets, example_shape, sized
 from normalform.explain import Explanation
 from normalform.lab.explain import analogy
-from normalform.recipes import NORMS, Norm, Recipe, named, recipe
+from normalform.recipes import NORMS, Norm, Recipe, meant, named, recipe
 
 _ALSO = {"bn": "batch", "ln": "layer", "in": "instance", "gn": "group", "sn": "switch"}
 _SUFFIX = re.compile(r"[-_ ]?(norm|normalization)?(\dd)?$")
@@ -168,8 +167,5 @@ def _unknown(name: str) -> str:
     if name == "none":
         return "norm 'none' computes nothing: there is nothing to explain"
     key = _SUFFIX.sub("", name.partition(":")[0].lower())
-    known = {**{norm: norm for norm in NORMS}, **_ALSO}
-    close = difflib.get_close_matches(key, known, n=1)
-    meant = f"did you mean {known[close[0]]!r}? " if close else ""
-    listed = ", ".join(NORMS)
-    return f"unknown norm {name!r}; {meant}known: {listed}, and notation as 'n (g [c]) [s]'"
+    near, listed = meant(key, NORMS, _ALSO), ", ".join(NORMS)
+    return f"unknown norm {name!r}; {near}known: {listed}, and notation as 'n (g [c]) [s]'"
