@@ -28,7 +28,7 @@ import numba
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, serialize
+from numba.core import serialize
 from numba.core.compiler import CompileResult
 from numba.core.target_extension import target_override
 from numba.extending import intrinsic as _intrinsic
@@ -199,12 +199,14 @@ def numbers(typing: Any, address: Any, offset: Any) -> Any:
 
 
 def workspace(size: int) -> Any:
-    """``f()``: room for so many float64 numbers while a kernel runs."""
+    """``f()``: room for so many float64 numbers, of any value, while a kernel runs."""
 
     @intrinsic
     def room(typing: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            place = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), size))
+            # Numba's own would fill it with zeros, of which the compiler makes as many stores.
+            with builder.goto_entry_block():
+                place = builder.alloca(ir.ArrayType(ir.DoubleType(), size))
             place.align = 64
             return builder.bitcast(place, context.get_value_type(_NUMBERS))
 
