@@ -143,15 +143,15 @@ MUTANTS = [
     Mutant(
         "columns: variance in one pass without a shift",
         columns,
-        "load(x, start + c * width), width)",
-        "0.0, width)",
+        "shifts[c] = load(x, start + c * width)",
+        "shifts[c] = 0.0",
         compiled_hard("batch, last", "mean 1e6"),
     ),
     Mutant(
         "columns: variance about the first value",
         columns,
-        " / count - rest * rest",
-        " / count",
+        "squares / count - rest * rest",
+        "squares / count",
         compiled_plain("batch, last"),
     ),
     Mutant(
@@ -580,9 +580,16 @@ MUTANTS = [
     Mutant(
         "biased running variance, compiled",
         blend,
+        "(cell[0] - 1.0 if cell[0] > 2.0 else 1.0)",
+        "cell[0]",
+        compiled_plain("batch, last"),
+    ),
+    Mutant(
+        "biased running variance of several blocks, compiled",
+        blend,
         " * (n / (n - 1.0 if n > 2.0 else 1.0))",
         "",
-        compiled_plain("batch, last"),
+        compiled_plain("ghost, tail"),
     ),
     Mutant(
         "momentum the wrong way round, compiled",
@@ -594,7 +601,7 @@ MUTANTS = [
     Mutant(
         "nan taken into the running statistics, compiled",
         blend,
-        "if not abs(moved) < largest:",
+        "if not abs(moved[c]) < largest:",
         "if False:",
         lambda: promise.test_running_statistics_stay_finite("batch 2d", "auto"),
     ),

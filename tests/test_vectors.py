@@ -18,6 +18,7 @@ _streamed = mapped(lambda x, shift: (x + shift,), streams=1, at_once=4)
 _streamed_and_added = mapped(lambda x, y: (x, y, x * y), adds=1, streams=2)
 _added_far = mapped(lambda x, y: (x * y,), adds=1, streams=1)
 _roots = mapped(lambda x: (x.inverse(), (x * x).inverse_root(), -x))
+_quotients = mapped(lambda x, y: (x / y, x.or_zero()))
 
 
 def _powers(x: Values, shift: Values) -> tuple[Values, Values]:
@@ -71,6 +72,13 @@ def roots(
     a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], x: NDArray[np.float64]
 ) -> None:
     _roots((row(a), row(b), row(c)), 0, x.size, (row(x),))
+
+
+@njit
+def quotients(
+    a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> None:
+    _quotients((row(a), row(b)), 0, x.size, (row(x), row(y)))
 
 
 @njit
@@ -175,6 +183,17 @@ def test_inverses_and_roots(size: int):
         assert np.array_equal(a, 1 / x)
         assert np.array_equal(b, 1 / np.abs(x))
     assert np.array_equal(c, -x)
+
+
+@pytest.mark.parametrize("size", [2, 8, 11])
+def test_quotients_and_what_is_not_negative(size: int):
+    x, y = numbers(size, np.float64), numbers(size + 1, np.float64)[1:]
+    x[-1] = np.nan
+    a, b = np.empty_like(x), np.empty_like(x)
+    quotients(a, b, x, y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert np.array_equal(a, x / y, equal_nan=True)
+    assert np.array_equal(b, np.where(x < 0, 0, x), equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 13, 40])

@@ -98,9 +98,9 @@ def _pooled(p: Any, small: Any, b: int, u: int, end: int, c0: int, c1: int) -> N
     slots, cells, size = p[t.SLOTS], p[b + t.CELLS], p[t.CHANNELS] // p[b + t.GROUPS]
     first = p[b + t.AT_CELLS] + first_cell(p, b, u)
     g0, g1 = first + c0 // size, first + c1 // size
-    for cell in range(g0, g1):
-        slot = t.slot_of(p, u, t.ZERO, c0 + (cell - g0) * size) // p[t.RUN]
-        small[cells + cell] = small[slots + slot]
+    at, of_cell = t.slot_of(p, u, t.ZERO, c0) // p[t.RUN], size * p[t.CHANNEL_STEP] // p[t.RUN]
+    for i in range(g1 - g0):
+        small[cells + g0 + i] = small[slots + at + i * of_cell]
     _about(p, small, b, u, end, c0, c1)
     for cell in range(g0, g1):
         rest, var = _rest_and_var(small[cell], small[2 * cells + cell], small[3 * cells + cell])
@@ -324,30 +324,24 @@ def mix_several(x: Any, args: int, part: int) -> None:
         _coefficients(a, p, to, u, c0, c1)
 
 
+def _unbiased(near: Values, rest: Values, var: Values, factor: Values) -> tuple[Values, Values]:
+    return near + rest, var * factor
+
+
+_of_one_block = mapped(_unbiased)
+_between = mapped(lambda start, end, share: (start + (end - start) * share,))
+
+
 @helper
-def _move(to: Any, c: int, kind: int, new: float, share: float) -> int:
-    """Move a running statistic, unless it would not be finite; 1 then."""
-    old = to[c]  # exactly new at a share of 1
-    moved = old + share * (new - old) if share < 0.5 else new - (new - old) * (1.0 - share)
-    largest = 3.4028235677973366e38 if kind != 1 else math.inf  # where float32 rounds to infinity
-    if not abs(moved) < largest:
-        return 1
-    to[c] = moved
-    return 0
-
-
-@small_kernel
-def track(x: Any, args: int, part: int) -> None:
-    """Move the running statistics towards mean and unbiased variance, averaged over the blocks."""
-    a, p = t.tables(args)
-    b, share = p[t.TRACKED], double_of_bits(a[t.MOMENTUM])
-    cell, cells, groups = t.numbers(a[t.SMALL], p[b + t.AT_CELLS]), p[b + t.CELLS], p[b + t.GROUPS]
-    channels, kind, blocks = p[t.CHANNELS], p[t.RUNNING_KIND], p[b + t.BLOCKS]
-    size = channels // groups
-    both = t.numbers(a[t.SCRATCH], 0)
-    means, variances = both, both + channels
-    for which in range(2):
-        widen(both + which * channels, channels, a[t.RUNNING_MEAN + which], t.ZERO, kind)
+def _averages(p: Any, b: int, cell: Any, means: Any, variances: Any) -> None:
+    """Mean and unbiased variance of each channel, averaged over the blocks."""
+    channels, cells, groups = p[t.CHANNELS], p[b + t.CELLS], p[b + t.GROUPS]
+    blocks, size = p[b + t.BLOCKS], channels // groups
+    if blocks == 1 and size == 1:
+        factor = cell[0] / (cell[0] - 1.0 if cell[0] > 2.0 else 1.0)
+        of = cell + cells, cell + 2 * cells, cell + 3 * cells, factor
+        _of_one_block((means, variances), 0, channels, of)
+        return
     for c in range(channels):
         mean = var = lost = missing = 0.0
         for block in range(blocks):
@@ -358,7 +352,35 @@ def track(x: Any, args: int, part: int) -> None:
             unbiased = cell[3 * cells + i] * (n / (n - 1.0 if n > 2.0 else 1.0))
             mean, lost = _added(mean, lost, of_all * (cell[cells + i] + cell[2 * cells + i]))
             var, missing = _added(var, missing, of_all * unbiased)
-        a[t.NOT_FINITE_MEAN] += _move(means, c, kind, mean + lost, share)
-        a[t.NOT_FINITE_VAR] += _move(variances, c, kind, var + missing, share)
+        means[c], variances[c] = mean + lost, var + missing
+
+
+@helper
+def _move(moved: Any, old: Any, new: Any, count: int, share: float, kind: int) -> int:
+    """Running statistics moved, unless they would not be finite; how many stayed."""
+    start, end = (old, new) if share < 0.5 else (new, old)  # exactly new at a share of 1
+    _between((moved,), 0, count, (start, end, share if share < 0.5 else 1.0 - share))
+    largest = 3.4028235677973366e38 if kind != 1 else math.inf  # where float32 rounds to infinity
+    stayed = 0
+    for c in range(count):
+        if not abs(moved[c]) < largest:
+            moved[c] = old[c]
+            stayed += 1
+    return stayed
+
+
+@small_kernel
+def track(x: Any, args: int, part: int) -> None:
+    """Move the running statistics towards mean and unbiased variance, averaged over the blocks."""
+    a, p = t.tables(args)
+    b, share = p[t.TRACKED], double_of_bits(a[t.MOMENTUM])
+    channels, kind = p[t.CHANNELS], p[t.RUNNING_KIND]
+    old = t.numbers(a[t.SCRATCH], 0)
+    new, moved = old + 2 * channels, old + 4 * channels
+    _averages(p, b, t.numbers(a[t.SMALL], p[b + t.AT_CELLS]), new, new + channels)
     for which in range(2):
-        narrow(a[t.RUNNING_MEAN + which], t.ZERO, kind, both + which * channels, channels)
+        at = which * channels
+        widen(old + at, channels, a[t.RUNNING_MEAN + which], t.ZERO, kind)
+        stayed = _move(moved + at, old + at, new + at, channels, share, kind)
+        a[t.NOT_FINITE_MEAN + which] += stayed
+        narrow(a[t.RUNNING_MEAN + which], t.ZERO, kind, moved + at, channels)

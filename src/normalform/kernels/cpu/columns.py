@@ -151,33 +151,42 @@ def _sum_moments(
     _collapse(s + 2 * STEP, values, p)
 
 
+def _moments(count: Values, shift: Values, sum_: Values, squares: Values) -> Sequence[Values]:
+    rest = sum_ / count
+    return count, shift, rest, (squares / count - rest * rest).or_zero()
+
+
+_finish = mapped(_moments)
+
+
 @kernel
 def moments(x: Any, args: int, part: int) -> None:
     """Moments of each channel in each piece, about its first value."""
     a, p = t.tables(args)
-    slots = t.numbers(a[t.SMALL], 0)
+    slots, count_of_slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
     s = _room()
+    shifts = s + 3 * STEP
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
-        width, count = p[t.WIDTH], rows * p[t.WIDTH]
-        for c in range(c1 - c0):
-            fill(s + c * width, load(x, start + c * width), width)
-        _repeat(s, values, p[t.FOLD])
+        width, count, channels = p[t.WIDTH], float(rows * p[t.WIDTH]), c1 - c0
+        for c in range(channels):
+            shifts[c] = load(x, start + c * width)
         steps, n, step, left = _steps(p, rows, values)
+        _expand(shifts, values, p, s)
         _sum_moments(x + start, s, steps, n, step, left, values, p)
         if is_double(x):  # again about the means
-            for c in range(c1 - c0):
-                s[3 * STEP + c] = s[c * width] + s[STEP + c] / count
-            _expand(s + 3 * STEP, values, p, s)
+            for c in range(channels):
+                shifts[c] += s[STEP + c] / count
+            _expand(shifts, values, p, s)
             _sum_moments(x + start, s, steps, n, step, left, values, p)
-        for c in range(c1 - c0):
-            slot = t.slot_of(p, unit, piece, c0 + c)
-            rest = s[STEP + c] / count
-            var = s[2 * STEP + c] / count - rest * rest
-            slots[slot], slots[p[t.SLOTS] + slot] = count, s[c * width]
-            slots[2 * p[t.SLOTS] + slot] = rest
-            slots[3 * p[t.SLOTS] + slot] = 0.0 if var < 0.0 else var
+        slot = slots + t.slot_of(p, unit, piece, c0)
+        _finish(
+            (slot, slot + count_of_slots, slot + 2 * count_of_slots, slot + 3 * count_of_slots),
+            0,
+            channels,
+            (count, shifts, s + STEP, s + 2 * STEP),
+        )
 
 
 _output = mapped(output, streams=1, at_once=2)
@@ -265,10 +274,9 @@ def sums(x: Any, args: int, part: int) -> None:
         _add_sums(p, x + end, dy + end, s, 1 if left > 0 else 0, step, left)
         _collapse(s + STEP, values, p)
         _collapse(s + 2 * STEP, values, p)
-        for c in range(c1 - c0):
-            slot = t.slot_of(p, unit, piece, c0 + c)
-            slots[slot] = s[STEP + c]
-            slots[p[t.SLOTS] * p[t.RUN] + slot] = s[2 * STEP + c]
+        slot = slots + t.slot_of(p, unit, piece, c0)
+        copy(slot, s + STEP, c1 - c0)
+        copy(slot + p[t.SLOTS] * p[t.RUN], s + 2 * STEP, c1 - c0)
 
 
 _input_of = mapped(gradient, streams=2, at_once=2)

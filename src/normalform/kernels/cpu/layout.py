@@ -172,7 +172,7 @@ class Layout:
         ):
             p[at], scratch = scratch, scratch + size
         self.scratch = scratch
-        self.temporary = 2 * channels if r.tracked is not None else 0  # see blend.track
+        self.temporary = 6 * channels if r.tracked is not None else 0  # see blend.track
 
     def _run(self) -> int:
         """How many channels of a cell, one after the other in memory, are summed at once."""

@@ -43,12 +43,21 @@ class Values:
     def __mul__(self, other: Values) -> Values:
         return Values(self.builder, self.builder.fmul(self.value, other.value, flags=_FUSED))
 
+    def __truediv__(self, other: Values) -> Values:
+        return Values(self.builder, self.builder.fdiv(self.value, other.value))
+
     def __neg__(self) -> Values:
         return Values(self.builder, self.builder.fneg(self.value))
 
     def magnitude(self) -> Values:
         """``|value|``."""
         return Values(self.builder, self._call("fabs"))
+
+    def or_zero(self) -> Values:
+        """Zero where it is negative."""
+        zero = splat(self.builder, DOUBLE(0.0), self._lanes)
+        negative = self.builder.fcmp_ordered("<", self.value, zero)
+        return Values(self.builder, self.builder.select(negative, zero, self.value))
 
     def inverse(self) -> Values:
         """``1 / value``."""
