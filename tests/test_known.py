@@ -1,5 +1,6 @@
 """Calls that were made before: found again where nothing but values changed, and nowhere else."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,6 +32,7 @@ BY_RECIPE = "switch rows", "switch of four", "switch, one value"
 def _nothing_known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared by torch's guards, and as where it has none."""
     monkeypatch.setattr(known, "_remembered", {})
+    known._a_counter.cache_clear()
     if request.param == "described":
         monkeypatch.delattr("torch._C._dynamo.guards.TensorGuards")
 
@@ -219,6 +221,88 @@ def test_a_gradient_where_one_was_not_wanted_before(name: str):
     y = fixed(leaf)
     (dx,) = torch.autograd.grad(y, leaf, direction(y))
     assert_same({"dx": dx}, {"dx": found["dx"]})
+
+
+GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "without strides": lambda dy: dy.flatten()[3].expand_as(dy),
+    "transposed": lambda dy: dy.mT.contiguous().mT,
+    "a negated view": lambda dy: torch._neg_view(-dy),
+    "no memory": lambda dy: torch._efficientzerotensor(dy.shape),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("name", ["batch 2d", "group", "layer, token", "switch 2d"])
+def test_a_gradient_that_lies_otherwise_than_those_before(name: str, kind: str):
+    layer, x = prepared(name)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    y = layer(x)
+    expected = [
+        torch.autograd.grad(y, leaves, torch.empty_like(y).copy_(make(direction(y))), True)
+        for make in (lambda dy: dy, GRADIENTS[kind])
+    ]
+    for make, wanted in zip((lambda dy: dy, GRADIENTS[kind]), expected, strict=True):
+        found = torch.autograd.grad(y, leaves, make(direction(y)), True)
+        assert_same(dict(enumerate(found)), dict(enumerate(wanted)))
+
+
+@pytest.mark.parametrize("fewest", [0, 2])
+@pytest.mark.parametrize("name", ["batch 2d", "group", "layer, token", "switch 2d"])
+def test_saved_tensors_that_come_back_otherwise_than_those_before(name: str, fewest: int):
+    """All of them, or the input alone, which has more axes than parameters have."""
+    layer, x = prepared(name)
+    twin = copy.deepcopy(layer)
+    for _ in range(2):
+        expected = step(twin, twin, x)
+    step(layer, layer, x)
+
+    def back(t: Tensor) -> Tensor:
+        return torch._neg_view(-t) if t.ndim >= fewest else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+        found = step(layer, layer, x)
+    assert_same(found, expected)
+
+
+COUNTERS = {
+    "ordinary": torch.tensor(3),
+    "of another type": torch.tensor(3, dtype=torch.int32),
+    "a float": torch.tensor(3.0),
+    "not a scalar": torch.tensor([3, 4]),
+    "a part of something": torch.tensor([3, 4, 5])[1],
+    "a parameter": nn.Parameter(torch.tensor(3), requires_grad=False),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTERS)
+def test_batches_are_counted(kind: str):
+    counter = COUNTERS[kind].clone() if kind == "not a scalar" else COUNTERS[kind]
+    before, version = counter.tolist(), counter._version
+    for _ in range(2):
+        known.count(counter)
+    after = [n + 2 for n in before] if kind == "not a scalar" else before + 2
+    assert counter.tolist() == after
+    assert counter._version == version + 2
+
+
+def test_nobody_who_watches_misses_that_batches_are_counted():
+    counter, seen = torch.tensor(3), []
+
+    class Listing(TorchDispatchMode):
+        def __torch_dispatch__(self, f: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(f))
+            return f(*args, **(kwargs or {}))
+
+    known.count(counter)
+    with Listing():
+        known.count(counter)
+    assert seen == ["aten.add_.Tensor"]
+    with torch.inference_mode():
+        made_inside = torch.tensor(3)
+        known.count(made_inside)
+    assert (int(counter), int(made_inside)) == (5, 4)
+    with pytest.raises(RuntimeError, match="inference tensor"):
+        known.count(made_inside)
 
 
 def test_a_class_that_answers_by_itself():

@@ -19,6 +19,7 @@ from normalform import kernels
 from normalform.kernels import exporting as exporting
 from normalform.kernels import op
 from normalform.kernels.call import Call
+from normalform.kernels.known import count as count
 from normalform.kernels.known import is_ordinary, remember
 from normalform.kernels.known import known as known
 from normalform.kernels.passes import affine, normalized

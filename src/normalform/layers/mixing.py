@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normalform import path
 from normalform.functional import SWITCH
 from normalform.layers.running import next_momentum
-from normalform.layers.shared import as_leaf, held, is_traced
+from normalform.layers.shared import PARAMETERS, RUNNING, as_leaf, held, is_traced
 from normalform.recipes import Recipe
 
 
@@ -84,9 +84,9 @@ class _BatchStatistics(nn.Module):
                 f"{self} got {input.size(1)} channels in an input of shape {list(input.shape)}; "
                 f"it was made for {self.num_features}"
             )
-        mean, var = held(self, self._buffers, "running_mean", "running_var")
-        weight, bias = held(self, self._parameters, "weight", "bias")
-        momentum = next_momentum(self) if self.training and mean is not None else 0.0
+        mean, var = held(self, self._buffers, RUNNING)
+        weight, bias = held(self, self._parameters, PARAMETERS)
+        momentum = next_momentum(self, self.momentum) if self.training and mean is not None else 0.0
         return path.running_norm(
             input, self.over, mean, var, weight, bias, self.training or mean is None, momentum,
             self.eps, logits=self.logits(), kernel=self.kernel, who=self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from normalform import functional, path
-from normalform.layers.shared import as_leaf, held, is_traced
+from normalform.layers.shared import PARAMETERS, as_leaf, held, is_traced
 
 
 class LayerNorm(nn.LayerNorm):
@@ -41,7 +41,7 @@ class LayerNorm(nn.LayerNorm):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch" or input.is_nested:
             return super().forward(input)
-        weight, bias = held(self, self._parameters, "weight", "bias")
+        weight, bias = held(self, self._parameters, PARAMETERS)
         return path.rows(
             input, self.normalized_shape, path.ROWS, weight, bias, self.eps, kernel=self.kernel,
             who=self,
@@ -81,7 +81,7 @@ class GroupNorm(nn.GroupNorm):
             return as_leaf(self, input)
         if path.exporting() or self.kernel == "torch":
             return super().forward(input)
-        weight, bias = held(self, self._parameters, "weight", "bias")
+        weight, bias = held(self, self._parameters, PARAMETERS)
         return path.grouped(
             input, self.num_groups, weight, bias, self.eps, kernel=self.kernel, who=self
         )

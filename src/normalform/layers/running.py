@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import path
-from normalform.layers.shared import as_leaf, held, is_traced
+from normalform.layers.shared import PARAMETERS, RUNNING, as_leaf, held, is_traced
+
+_COUNTER = ("num_batches_tracked",)
 
 _BATCH_DOC = """Batch norm over {shape}: :class:`torch.nn.BatchNorm{dim}d`, exact.
 
@@ -75,18 +76,13 @@ _INSTANCE_DOC = """Instance norm over {shape}: :class:`torch.nn.InstanceNorm{dim
     """
 
 
-class _Tracking(Protocol):
-    momentum: float | None
-    num_batches_tracked: Tensor | None
-
-
-def next_momentum(layer: _Tracking) -> float | Tensor:
+def next_momentum(layer: nn.Module, momentum: float | None) -> float | Tensor:
     """Count a batch, and the share it has in the running statistics."""
-    counter = layer.num_batches_tracked
+    (counter,) = held(layer, layer._buffers, _COUNTER)
     if counter is not None:
-        counter.add_(1)
-    if layer.momentum is not None:
-        return layer.momentum
+        path.count(counter)
+    if momentum is not None:
+        return momentum
     # A tensor, not float(): compilation must not break here.
     return 0.0 if counter is None else 1.0 / counter.to(torch.float64)
 
@@ -102,12 +98,12 @@ class _Batch(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats
-        momentum = next_momentum(self) if tracks else 0.0
+        momentum = next_momentum(self, self.momentum) if tracks else 0.0
         mean = var = None
         if tracks or not self.training:
-            mean, var = held(self, self._buffers, "running_mean", "running_var")
+            mean, var = held(self, self._buffers, RUNNING)
         training = self.training or (mean is None and var is None)
-        weight, bias = held(self, self._parameters, "weight", "bias")
+        weight, bias = held(self, self._parameters, PARAMETERS)
         return path.batch_norm(
             input, mean, var, weight, bias, training, momentum, self.eps, kernel=self.kernel,
             who=self,
@@ -131,9 +127,9 @@ class _Instance(_InstanceNorm):
         training = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and training and self.track_running_stats:
-            momentum = next_momentum(self)
-        mean, var = held(self, self._buffers, "running_mean", "running_var")
-        weight, bias = held(self, self._parameters, "weight", "bias")
+            momentum = next_momentum(self, self.momentum)
+        mean, var = held(self, self._buffers, RUNNING)
+        weight, bias = held(self, self._parameters, PARAMETERS)
         y = path.running_norm(
             x, (path.INSTANCE,), mean, var, weight, bias, training, momentum, self.eps,
             kernel=self.kernel, who=self,

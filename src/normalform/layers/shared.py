@@ -21,20 +21,28 @@ def as_leaf(module: nn.Module, x: Any) -> Tensor:
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x,), {})
 
 
-def held(
-    layer: nn.Module, store: dict[str, Any], first: str, second: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """Two attributes of a layer that stand in ``store``, its parameters or its buffers.
+PARAMETERS = "weight", "bias"
+RUNNING = "running_mean", "running_var"
+_HELD = {*PARAMETERS, *RUNNING, "num_batches_tracked"}
+
+
+def held(layer: nn.Module, store: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+    """Attributes of a layer that stand in ``store``, its parameters or its buffers.
 
     nn.Module searches for each in Python: four of them take as long as a kernel on a small tensor.
     It does so where they do not stand there, as after pruning, or where the class or the layer
     answers before that, as the class of a parametrization does.
     """
-    if first in store and second in store and _searches(type(layer)):
+    found: list[Any] = []
+    if _searches(type(layer)):
         own = layer.__dict__
-        if first not in own and second not in own:
-            return store[first], store[second]
-    return getattr(layer, first), getattr(layer, second)
+        for name in names:
+            if name in own or name not in store:
+                break
+            found.append(store[name])
+        else:
+            return found
+    return [getattr(layer, name) for name in names]
 
 
 _plain: dict[type, bool] = {}
@@ -45,11 +53,10 @@ def _searches(kind: type) -> bool:
     if kind not in _plain:
         if len(_plain) >= 1000:  # parametrizations make a class for each layer
             _plain.clear()
-        names = "weight", "bias", "running_mean", "running_var"
         finds: Any = kind  # pyright does not know that classes answer for their instances
         usual = finds.__getattr__ is nn.Module.__getattr__
         usual = usual and kind.__getattribute__ is object.__getattribute__
-        _plain[kind] = usual and not any(hasattr(kind, name) for name in names)
+        _plain[kind] = usual and not any(hasattr(kind, name) for name in _HELD)
     return _plain[kind]
 
 

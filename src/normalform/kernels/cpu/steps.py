@@ -19,6 +19,7 @@ from normalform.kernels.call import Call
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu import team
 from normalform.kernels.cpu.layout import PARALLEL, Layout
+from normalform.kernels.known import Alike, alike, given
 from normalform.kernels.plan import Pair
 from normalform.kernels.request import pattern, requested
 
@@ -47,6 +48,9 @@ class Compiled:
             self.few = "one thread: too few rows for two"
         self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
+        # Never touched: torch is faster at making a tensor like another than one of a size.
+        self.small = torch.empty(layout.small, dtype=torch.float64)
+        self.taken: Alike | None = None
 
     def __str__(self) -> str:
         threads = self.few or f"threads: {torch.get_num_threads()}"
@@ -81,7 +85,7 @@ class Compiled:
         y = _new(x) if self.huge else torch.empty_like(x)
         size, temporary = self.layout.small, self.layout.temporary
         scratch = _scratch(temporary if keep else temporary + size)
-        small = torch.empty(size, dtype=torch.float64) if keep else scratch
+        small = torch.empty_like(self.small) if keep else scratch
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         mean = var = 0
         if running is not None:
@@ -121,17 +125,8 @@ class Compiled:
         """The gradients of x, weight, bias and both logits, those that are needed."""
         threads = 1 if self.alone else torch.get_num_threads()
         programs = self.alone or self.layout.programs(threads)
-        asked = self.layout.request
-        x = _as_saved("input", x, asked.dtype, self.strides)
-        if weight is not None:
-            weight = _as_saved("weight", weight, asked.weight)
-        if bias is not None:
-            bias = _as_saved("bias", bias, asked.bias)
-        if logits is not None:
-            mean_logits, var_logits = (_as_saved("logits", t, asked.logits) for t in logits)
-            logits = mean_logits, var_logits
-        if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
-            dy = torch.empty_like(x).copy_(dy)
+        if self.taken is None or not self.taken.check(*given(dy, weight, bias, logits), x):
+            dy, x, weight, bias, logits = self._as_saved(dy, x, weight, bias, logits)
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         if not (at_dy := dy.data_ptr()):
             raise _freed("the gradient of the output")
@@ -159,6 +154,25 @@ class Compiled:
         )  # fmt: skip
         team.run(args, threads)
         return dx if needs[0] else None, dweight, dbias, dmean, dvar
+
+    def _as_saved(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Pair | None]:
+        """What the backward gets, as the kernels read it: mostly as it is, and then it is taken."""
+        asked, came = self.layout.request, [*given(dy, weight, bias, logits), x]
+        x = _as_saved("input", x, asked.dtype, self.strides)
+        if weight is not None:
+            weight = _as_saved("weight", weight, asked.weight)
+        if bias is not None:
+            bias = _as_saved("bias", bias, asked.bias)
+        if logits is not None:
+            mean_logits, var_logits = (_as_saved("logits", t, asked.logits) for t in logits)
+            logits = mean_logits, var_logits
+        if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
+            dy = torch.empty_like(x).copy_(dy)
+        if all(a is b for a, b in zip(came, [*given(dy, weight, bias, logits), x], strict=True)):
+            self.taken = alike(came)
+        return dy, x, weight, bias, logits
 
     def again(
         self,
