@@ -121,6 +121,8 @@ def test_without_a_loss_the_gap_is_the_distance_of_the_outputs(model):
     gap = found(diagnosis, "train/eval gap")
     assert gap.where[0] == "body.1"
     assert gap.effect is None
+    assert gap.evidence["evaluation"] == diagnosis.losses.evaluation
+    assert "statistics of the batch" not in gap.evidence  # none: they are what it is a distance to
     assert "of their size" in diagnosis.summary
     assert found(diagnosis, "stale statistics").severity == "warning"
     assert nf.diagnose(copy.deepcopy(sound()), data()).status == 0

@@ -5,6 +5,7 @@ violation show that it sees each kind.
 """
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import normalform as nf
 
 PACKAGE = "normalform"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
@@ -224,3 +227,12 @@ def test_importing_the_package_imports_nothing_optional():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == []
+
+
+def test_what_is_shown_is_public():
+    """Not the modules that stand in the package because something was imported from them."""
+    shown = [name for name in dir(nf) if not name.startswith("_")]
+    modules = {name for name in shown if inspect.ismodule(getattr(nf, name))}
+    assert modules == {"functional", "lab", "reference", "testing"}
+    assert {"norm", "diagnose", "BatchNorm2d", "get_norm_layer"} <= set(shown)
+    assert all(getattr(nf, name).__doc__ for name in shown)

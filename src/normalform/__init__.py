@@ -1,5 +1,6 @@
 """Every normalization from one idea: which elements share a mean and a variance."""
 
+from inspect import ismodule as _is_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -45,6 +46,12 @@ _wrap("norm")  # this name too, see functional
 
 if _TYPE_CHECKING:
     from normalform import lab as lab
+
+
+def __dir__() -> list[str]:
+    """What is public, without modules that are there because something was taken from them."""
+    modules = "functional", "reference", "testing", "lab"
+    return sorted([*modules, *(name for name, it in globals().items() if not _is_module(it))])
 
 
 def __getattr__(name: str) -> _Any:

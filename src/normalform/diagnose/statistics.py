@@ -56,15 +56,15 @@ def train_eval_gap(facts: Facts) -> Iterator[Suspicion]:
     norms = sorted((n for n in facts.norms if n.name in share), key=lambda n: -share[n.name])
     where = [norm for norm in norms if share[norm.name] >= IN_PART] or norms[:1]
     losses, top, severity = m.losses, where[0].name, _severity(facts, m)
-    what = f"running statistics make the loss in evaluation {said(losses.evaluation)} instead of "
-    what += said(losses.batch)
-    if losses.unit != "loss":
+    evidence: dict[str, float] = {"evaluation": losses.evaluation}
+    if losses.unit == "loss":
+        what = f"running statistics make the loss in evaluation {said(losses.evaluation)} instead "
+        what += f"of {said(losses.batch)}"
+        evidence["statistics of the batch"] = losses.batch
+    else:  # of outputs, whose distance is that from those with the statistics of the batch
         what = "running statistics change the outputs in evaluation by "
         what += f"{said(losses.evaluation)} of their size"
-    evidence = {
-        "evaluation": losses.evaluation, "statistics of the batch": losses.batch,
-        "share of the first": share[top], "values per statistic": m.seen[top].values,
-    }  # fmt: skip
+    evidence |= {"share of the first": share[top], "values per statistic": m.seen[top].values}
     if severity == "note":
         what += ", though none of them is stale: other data than in training? A loss would tell"
         yield suspect(severity, GAP, where, what, evidence)
