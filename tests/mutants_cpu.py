@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import test_cpu_kernels as cpu
+import test_known as known
 import test_promise as promise
 from mutants import hard
 from mutation import Mutant
@@ -564,10 +565,17 @@ MUTANTS = [
     ),
     Mutant(
         "gradient of y read as if it lay as x does",
-        steps.Compiled.backward,
+        steps.Compiled._as_saved,
         "dy.stride() != x.stride() or ",
         "",
         lambda: cpu.test_a_gradient_that_lies_otherwise_in_memory("batch, pieces", "channels last"),
+    ),
+    Mutant(
+        "gradient of y read as if it lay as the first one did",
+        steps.Compiled.backward,
+        "not self.taken.check(*given(dy, weight, bias, logits), x)",
+        "False",
+        lambda: known.test_a_gradient_that_lies_otherwise_than_those_before("group", "transposed"),
     ),
     Mutant(
         "a slice of x read as if it were whole",

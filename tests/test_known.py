@@ -32,7 +32,7 @@ BY_RECIPE = "switch rows", "switch of four", "switch, one value"
 def _nothing_known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared by torch's guards, and as where it has none."""
     monkeypatch.setattr(known, "_remembered", {})
-    known._a_counter.cache_clear()
+    monkeypatch.setattr(known, "_counters", [])
     if request.param == "described":
         monkeypatch.delattr("torch._C._dynamo.guards.TensorGuards")
 
@@ -281,6 +281,30 @@ def test_batches_are_counted(kind: str):
     after = [n + 2 for n in before] if kind == "not a scalar" else before + 2
     assert counter.tolist() == after
     assert counter._version == version + 2
+    assert len(known._counters) == (kind in ("ordinary", "a part of something", "a parameter"))
+
+
+def test_batches_that_are_counted_under_autocast_or_without_gradients():
+    """Each way a guard of its own, and they stay few."""
+    counter = torch.tensor(0)
+    for mode in (torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")) * 2:
+        known.count(counter)
+        with mode():
+            known.count(counter)
+    assert int(counter) == 12
+    assert len(known._counters) <= 3
+    assert any(each.check(counter) for each in known._counters)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in BY_RECIPE])
+def test_what_is_remembered_of_a_call_holds_no_arrays(name: str):
+    """There are as many of them as shapes."""
+    layer, x = prepared(name)
+    step(layer, layer, x)
+    ((remembered,),) = known._remembered.values()
+    held = [value for value in vars(remembered[1]).values() if isinstance(value, Tensor)]
+    assert held
+    assert sum(t.untyped_storage().nbytes() for t in held) <= 8
 
 
 def test_nobody_who_watches_misses_that_batches_are_counted():

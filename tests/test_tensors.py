@@ -189,8 +189,24 @@ def test_saved_tensors_that_come_back_in_another_type():
     layer = nf.BatchNorm2d(3)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.bfloat16()):
         y = layer(torch.randn(2, 3, 4, 4, requires_grad=True))
-    with pytest.raises(RuntimeError, match=r"input that was saved .* as torch.bfloat16, it was"):
+    with pytest.raises(RuntimeError, match=r"input that was saved .* as torch.bfloat16 \[2, 3, 4, 4\], it was"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("axes", [1, 4], ids=["parameters", "input"])
+@pytest.mark.parametrize("name", ["batch 2d", "instance 2d", "group", "switch 2d"])
+def test_saved_tensors_that_come_back_smaller(name: str, axes: int):
+    """No memory beyond them is read or written."""
+
+    def back(t: Tensor) -> Tensor:
+        return t.detach()[:1].clone() if t.ndim == axes else t
+
+    layer, x = prepared(name)
+    for arranged in (x, channels_last(x)):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+            y = layer(arranged.requires_grad_())
+        with pytest.raises(RuntimeError, match=r"was saved for the backward came back as .* \[1"):
+            y.sum().backward()
 
 
 FREED = {

@@ -9,7 +9,6 @@ compares all of the latter in one go.
 from __future__ import annotations
 
 from ctypes import c_int64
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -79,7 +78,7 @@ def remember(
 
 def count(counter: Tensor) -> None:
     """``counter += 1``. In torch's operator that takes a quarter of a small batch norm."""
-    if not is_watched() and _a_counter().check(counter) and (at := counter.data_ptr()):
+    if not is_watched() and _is_counter(counter) and (at := counter.data_ptr()):
         c_int64.from_address(at).value += 1
         increment_version(counter)
     else:
@@ -131,9 +130,18 @@ def given(
     return tensors
 
 
-@cache
-def _a_counter() -> Alike:
-    return alike([torch.zeros((), dtype=torch.int64)])
+_counters: list[Alike] = []
+
+
+def _is_counter(t: Tensor) -> bool:
+    """Whether it is a scalar whose memory may be written to, by what such ones were."""
+    for each in _counters:
+        if each.check(t):
+            return True
+    usual = is_ordinary(t, None, None, None, None) and not t.is_inference()
+    if usual and t.dtype is torch.int64 and t.ndim == 0 and len(_counters) < _MOST_ALIKE:
+        _counters.append(alike([t]))  # one for each state of the thread, as under autocast
+    return False
 
 
 class _Described:

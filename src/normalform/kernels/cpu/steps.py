@@ -48,8 +48,8 @@ class Compiled:
             self.few = "one thread: too few rows for two"
         self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
-        # Never touched: torch is faster at making a tensor like another than one of a size.
-        self.small = torch.empty(layout.small, dtype=torch.float64)
+        # One number: torch is faster at making a tensor like another than one of a size.
+        self.small = torch.empty(1, dtype=torch.float64).expand(layout.small)
         self.taken: Alike | None = None
 
     def __str__(self) -> str:
@@ -160,13 +160,20 @@ class Compiled:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Pair | None]:
         """What the backward gets, as the kernels read it: mostly as it is, and then it is taken."""
         asked, came = self.layout.request, [*given(dy, weight, bias, logits), x]
-        x = _as_saved("input", x, asked.dtype, self.strides)
+        if self.strides is not None and x.shape != self.shape:
+            raise _came_back_otherwise("input", x, asked.dtype, self.layout.values)
+        x = _as_saved("input", x, asked.dtype, self.layout.values, self.strides)
+        samples, channels = asked.shape[:2]
+        params = channels * samples if asked.per_sample else channels
         if weight is not None:
-            weight = _as_saved("weight", weight, asked.weight)
+            weight = _as_saved("weight", weight, asked.weight, params)
         if bias is not None:
-            bias = _as_saved("bias", bias, asked.bias)
+            bias = _as_saved("bias", bias, asked.bias, params)
         if logits is not None:
-            mean_logits, var_logits = (_as_saved("logits", t, asked.logits) for t in logits)
+            branches = len(asked.plan.branches)
+            mean_logits, var_logits = (
+                _as_saved("logits", t, asked.logits, branches) for t in logits
+            )
             logits = mean_logits, var_logits
         if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
             dy = torch.empty_like(x).copy_(dy)
@@ -232,23 +239,28 @@ def _freed(name: str) -> RuntimeError:
 
 
 def _as_saved(
-    name: str, t: Tensor, dtype: torch.dtype | None, strides: tuple[int, ...] | None = None
-) -> Tensor:
+    name: str, t: Tensor, dtype: torch.dtype | None, values: int,
+    strides: tuple[int, ...] | None = None,
+) -> Tensor:  # fmt: skip
     """A saved tensor as it lay in memory, without gaps or with these strides.
 
     Hooks that kept it elsewhere give back its values, but need not keep its strides.
     """
-    if t.dtype is not dtype:
-        raise RuntimeError(
-            f"the {name} that was saved for the backward came back as {t.dtype}, it was {dtype}: "
-            "hooks of saved tensors must give back the same type"
-        )
+    if t.dtype is not dtype or t.numel() != values:
+        raise _came_back_otherwise(name, t, dtype, values)
     lies = t.is_contiguous() if strides is None else t.stride() == strides
     if lies and not t.is_neg():
         return t
     if strides is None:
         return t.resolve_neg().contiguous()
     return torch.empty_strided(t.shape, strides, dtype=dtype).copy_(t)
+
+
+def _came_back_otherwise(name: str, t: Tensor, dtype: object, values: int) -> RuntimeError:
+    return RuntimeError(
+        f"the {name} that was saved for the backward came back as {t.dtype} {list(t.shape)}, it "
+        f"was {dtype} of {values} values: hooks of saved tensors must give back what they got"
+    )
 
 
 # From this many bytes on malloc often takes fresh pages for a tensor. Where they were of 4 KiB, to
