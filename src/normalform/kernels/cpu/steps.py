@@ -27,6 +27,8 @@ from normalform.kernels.request import pattern, requested
 _CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
 _FORWARD = struct.Struct(f"12qd{8 * (t.ARGS - 13)}x")
 _Table = ctypes.c_int64 * t.ARGS
+# One for all layouts: memory of each one's own would lie between the tensors and hold their pages.
+_NUMBER = torch.empty(1, dtype=torch.float64, device="cpu")
 
 
 class Compiled:
@@ -48,8 +50,8 @@ class Compiled:
             self.few = "one thread: too few rows for two"
         self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
-        # One number: torch is faster at making a tensor like another than one of a size.
-        self.small = torch.empty(1, dtype=torch.float64).expand(layout.small)
+        # Torch is faster at making a tensor like another than one of a size.
+        self.small = _NUMBER.expand(layout.small)
         self.taken: Alike | None = None
 
     def __str__(self) -> str:
