@@ -49,8 +49,8 @@ def known(
     found = _remembered.get(_key(options, x, weight, bias, logits, running))
     if found is not None:
         tensors = given(x, weight, bias, logits, running)
-        for alike, steps, learns in found:
-            if alike.check(*tensors):
+        for each, steps, learns in found:
+            if each.check(*tensors):
                 return differentiable(
                     steps, learns, x, weight, bias, logits, running, float(momentum)
                 )
@@ -165,11 +165,11 @@ def _described(t: Tensor) -> tuple[Any, ...]:
 def alike(tensors: list[Tensor]) -> Alike:
     """Which may have any values."""
     try:
-        alike: Any = torch._C._dynamo.guards.TensorGuards(  # pyright: ignore[reportAttributeAccessIssue]
+        guard: Any = torch._C._dynamo.guards.TensorGuards(  # pyright: ignore[reportAttributeAccessIssue]
             *tensors,
             dynamic_dims_sizes=[[*t.shape] for t in tensors],
             dynamic_dims_strides=[[*t.stride()] for t in tensors],
         )
     except (AttributeError, TypeError):  # none of torch's promises
         return _Described(tensors)
-    return alike if alike.check(*tensors) else _Described(tensors)
+    return guard if guard.check(*tensors) else _Described(tensors)
