@@ -565,7 +565,7 @@ MUTANTS = [
     ),
     Mutant(
         "gradient of y read as if it lay as x does",
-        steps.Compiled._as_saved,
+        steps.Compiled._arranged,
         "dy.stride() != x.stride() or ",
         "",
         lambda: cpu.test_a_gradient_that_lies_otherwise_in_memory("batch, pieces", "channels last"),

@@ -10,9 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import path
-from normalform.layers.shared import PARAMETERS, RUNNING, as_leaf, held, is_traced
-
-_COUNTER = ("num_batches_tracked",)
+from normalform.layers.shared import COUNTER, PARAMETERS, RUNNING, as_leaf, held, is_traced
 
 _BATCH_DOC = """Batch norm over {shape}: :class:`torch.nn.BatchNorm{dim}d`, exact.
 
@@ -78,7 +76,7 @@ _INSTANCE_DOC = """Instance norm over {shape}: :class:`torch.nn.InstanceNorm{dim
 
 def next_momentum(layer: nn.Module, momentum: float | None) -> float | Tensor:
     """Count a batch, and the share it has in the running statistics."""
-    (counter,) = held(layer, layer._buffers, _COUNTER)
+    (counter,) = held(layer, layer._buffers, COUNTER)
     if counter is not None:
         path.count(counter)
     if momentum is not None:

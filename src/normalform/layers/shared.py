@@ -23,7 +23,7 @@ def as_leaf(module: nn.Module, x: Any) -> Tensor:
 
 PARAMETERS = "weight", "bias"
 RUNNING = "running_mean", "running_var"
-_HELD = {*PARAMETERS, *RUNNING, "num_batches_tracked"}
+COUNTER = ("num_batches_tracked",)
 
 
 def held(layer: nn.Module, store: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
@@ -53,10 +53,11 @@ def _searches(kind: type) -> bool:
     if kind not in _plain:
         if len(_plain) >= 1000:  # parametrizations make a class for each layer
             _plain.clear()
+        names = *PARAMETERS, *RUNNING, *COUNTER
         finds: Any = kind  # pyright does not know that classes answer for their instances
         usual = finds.__getattr__ is nn.Module.__getattr__
         usual = usual and kind.__getattribute__ is object.__getattribute__
-        _plain[kind] = usual and not any(hasattr(kind, name) for name in _HELD)
+        _plain[kind] = usual and not any(hasattr(kind, name) for name in names)
     return _plain[kind]
 
 

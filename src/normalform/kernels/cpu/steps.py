@@ -41,7 +41,8 @@ class Compiled:
         self.layout, self.shape, self.order = layout, tuple(x.shape), order
         request = layout.request
         self.copies, self.tracks = request.copies, request.tracked is not None
-        self.strides = None if self.copies or x.is_contiguous() else x.stride()
+        # How x lies where that is with gaps or in another order.
+        self.lies = None if self.copies or x.is_contiguous() else (self.shape, x.stride())
         # Why one thread works on it, always by the same programs.
         self.few = ""
         if layout.values < PARALLEL:
@@ -128,7 +129,7 @@ class Compiled:
         threads = 1 if self.alone else torch.get_num_threads()
         programs = self.alone or self.layout.programs(threads)
         if self.taken is None or not self.taken.check(*given(dy, weight, bias, logits), x):
-            dy, x, weight, bias, logits = self._as_saved(dy, x, weight, bias, logits)
+            dy, x, weight, bias, logits = self._arranged(dy, x, weight, bias, logits)
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         if not (at_dy := dy.data_ptr()):
             raise _freed("the gradient of the output")
@@ -157,14 +158,12 @@ class Compiled:
         team.run(args, threads)
         return dx if needs[0] else None, dweight, dbias, dmean, dvar
 
-    def _as_saved(
+    def _arranged(
         self, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Pair | None]:
         """What the backward gets, as the kernels read it: mostly as it is, and then it is taken."""
         asked, came = self.layout.request, [*given(dy, weight, bias, logits), x]
-        if self.strides is not None and x.shape != self.shape:
-            raise _came_back_otherwise("input", x, asked.dtype, self.layout.values)
-        x = _as_saved("input", x, asked.dtype, self.layout.values, self.strides)
+        x = _as_saved("input", x, asked.dtype, self.layout.values, self.lies)
         samples, channels = asked.shape[:2]
         params = channels * samples if asked.per_sample else channels
         if weight is not None:
@@ -242,27 +241,24 @@ def _freed(name: str) -> RuntimeError:
 
 def _as_saved(
     name: str, t: Tensor, dtype: torch.dtype | None, values: int,
-    strides: tuple[int, ...] | None = None,
+    lay: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> Tensor:  # fmt: skip
-    """A saved tensor as it lay in memory, without gaps or with these strides.
+    """A saved tensor as it lay in memory, without gaps or with this shape and these strides.
 
     Hooks that kept it elsewhere give back its values, but need not keep its strides.
     """
-    if t.dtype is not dtype or t.numel() != values:
-        raise _came_back_otherwise(name, t, dtype, values)
-    lies = t.is_contiguous() if strides is None else t.stride() == strides
-    if lies and not t.is_neg():
+    if t.dtype is not dtype or t.numel() != values or (lay is not None and t.shape != lay[0]):
+        raise RuntimeError(
+            f"the {name} that was saved for the backward came back as {t.dtype} {list(t.shape)}, "
+            f"it was {dtype} of {values} values: hooks of saved tensors must give back what they "
+            "got"
+        )
+    as_it_lay = t.is_contiguous() if lay is None else t.stride() == lay[1]
+    if as_it_lay and not t.is_neg():
         return t
-    if strides is None:
+    if lay is None:
         return t.resolve_neg().contiguous()
-    return torch.empty_strided(t.shape, strides, dtype=dtype).copy_(t)
-
-
-def _came_back_otherwise(name: str, t: Tensor, dtype: object, values: int) -> RuntimeError:
-    return RuntimeError(
-        f"the {name} that was saved for the backward came back as {t.dtype} {list(t.shape)}, it "
-        f"was {dtype} of {values} values: hooks of saved tensors must give back what they got"
-    )
+    return torch.empty_strided(*lay, dtype=dtype).copy_(t)
 
 
 # From this many bytes on malloc often takes fresh pages for a tensor. Where they were of 4 KiB, to
