@@ -19,6 +19,7 @@ from normalform.kernels.cpu import (
     rows,
     steps,
     team,
+    values,
     vectors,
 )
 
@@ -312,9 +313,9 @@ MUTANTS = [
     ),
     Mutant(
         "sums of the small arrays in any order",
-        vectors,
-        '_FUSED = ("contract",)',
-        '_FUSED = ("contract", "reassoc", "nsz")',
+        values,
+        'FUSED = ("contract",)',
+        'FUSED = ("contract", "reassoc", "nsz")',
         lambda: cpu.test_an_element_next_to_the_mean(False),
     ),
     Mutant(
@@ -390,8 +391,8 @@ MUTANTS = [
     Mutant(
         "vectors: what follows the last whole line left out",
         vectors,
-        "_vectors(builder, last, stop, 1, emit)",
-        "_vectors(builder, stop, stop, 1, emit)",
+        "self._replace(start=last, at_once=1)",
+        "self._replace(start=stop, at_once=1)",
         beyond_the_cache("instance, pieces"),
     ),
     Mutant(
@@ -400,6 +401,69 @@ MUTANTS = [
         "cgutils.for_range_slice(builder, first, last, WORD(line))",
         "cgutils.for_range_slice(builder, builder.add(first, WORD(line)), last, WORD(line))",
         beyond_the_cache("layer, long rows"),
+    ),
+    Mutant(
+        "numbers too large for float32 taken for others",
+        values,
+        "2.0**100",
+        "2.0**1000",
+        lambda: cpu.test_statistics_that_float32_cannot_hold("group, parts", 1e-36),
+    ),
+    Mutant(
+        "numbers that have few digits in float32 taken for others",
+        values,
+        "LEAST, MOST = 2.0**-126",
+        "LEAST, MOST = 0.0",
+        lambda: cpu.test_statistics_that_float32_cannot_hold("group, parts", 1e28),
+    ),
+    Mutant(
+        "planes: a number that float32 computes worse with is one of any",
+        vectors,
+        "few if self.apart is None else builder.or_(few, self.apart)",
+        "few",
+        lambda: cpu.test_statistics_that_float32_cannot_hold("batch, pieces", 1e28),
+    ),
+    Mutant(
+        "columns: a coefficient that float32 computes worse with is one of any",
+        columns,
+        "is_double(x) or _beyond(0, count, rows)[0] == 0.0",
+        "True",
+        lambda: cpu.test_statistics_that_float32_cannot_hold("batch, last", 1e28),
+    ),
+    Mutant(
+        "columns: the weight of evaluation that is none for float32",
+        columns,
+        "if not _fit(x, (factor,), c1 - c0)",
+        "if False",
+        lambda: cpu.test_weights_that_float32_computes_worse_with("batch, last", 1e-39),
+    ),
+    Mutant(
+        "columns: coefficients in float64 of the wrong channel",
+        columns,
+        "rows[i][c], width)",
+        "rows[i][0], width)",
+        lambda: cpu.test_statistics_that_float32_cannot_hold("batch, short planes", 1e28),
+    ),
+    Mutant(
+        "the mean that x is taken about is no number of float32",
+        blend,
+        "high = (near + rest).nearest(most)",
+        "high = near + rest",
+        compiled_hard("batch, pieces", "mean 1e6"),
+    ),
+    Mutant(
+        "the point that dx of a blend is taken about is no number of float32",
+        gradients,
+        "(steep + least).inverse()).nearest(most),)",
+        "(steep + least).inverse()),)",
+        compiled_hard("switch, pieces", "mean 1e6"),
+    ),
+    Mutant(
+        "planes: shift folded into the bias, of means near zero",
+        planes,
+        "return [(x - high) * scale + shift for x in rows]",
+        "return [x * scale + (shift - high * scale) for x in rows]",
+        lambda: cpu.test_roundings_of_float32_are_few("batch, pieces", 3.0),
     ),
     Mutant(
         "eps outside the root, of cells of several channels",
@@ -475,8 +539,8 @@ MUTANTS = [
     Mutant(
         "blend: dx about the blended mean",
         gradients,
-        "(high + apart * (steep + least).inverse(),)",
-        "(high,)",
+        "(high + apart * (steep + least).inverse()).nearest(most)",
+        "high",
         lambda: promise.test_branches_of_means_far_apart(("layer", "batch"), "cpu"),
     ),
     Mutant(

@@ -26,6 +26,7 @@ from normalform.kernels.cpu import (
     row_gradients,
     rows,
     steps,
+    values,
     vectors,
 )
 
@@ -75,12 +76,12 @@ def _plant_file(module, code, old, monkeypatch):
     monkeypatch.setattr(FunctionIdentity, "_unique_ids", _NUMBERS)
     changed = _made(module, code)
     vars(changed).update(_kernels_without(module, old))
-    if module not in (memory, vectors):
+    if module not in (memory, values, vectors):
         _put(changed, monkeypatch)
         return
     monkeypatch.setitem(sys.modules, module.__name__, changed)
-    if module is memory:
-        monkeypatch.setattr("normalform.kernels.cpu.memory", changed)
+    if module is not vectors:
+        monkeypatch.setattr(module.__name__, changed)
         again = _made(vectors, compile(inspect.getsource(vectors), vectors.__file__, "exec"))
         monkeypatch.setitem(sys.modules, vectors.__name__, again)
     for kernels in (planes, columns, rows, row_gradients, blend, gradients):

@@ -17,7 +17,7 @@ from normalform import budget, reference
 from normalform.kernels import known
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.layout import PARALLEL
-from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accurate
+from normalform.testing import HARD_INPUTS, assert_accurate, assert_layer_accurate, measure
 from planted import normal, randomized
 
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
@@ -129,16 +129,43 @@ def test_any_distance_of_the_mean(name: str, mean: float | None):
     assert_layer_accurate(layer, x - 100 + (apart if mean is None else mean), dy)
 
 
+@pytest.mark.filterwarnings("ignore:running_:UserWarning")
 @pytest.mark.parametrize("size", [1e-36, 1e-28, 1e28, 1e36])
-@pytest.mark.parametrize("name", ["group, parts", "layer, many rows", "layer, long rows"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "group, parts", "batch, pieces", "instance, short planes", "batch, last",
+        "batch rows, tiles", "batch, short planes", "layer, many rows", "layer, long rows",
+    ],
+)  # fmt: skip
 def test_statistics_that_float32_cannot_hold(name: str, size: float):
     """rstd, or its product with the weight, is subnormal or infinite there; y is neither."""
     layer, x, dy = prepared(name)
-    layer.eps = 0.0
+    layer.eps = 1e-90 if name.startswith("batch") else 0.0
     with torch.no_grad():
         layer.weight *= size**-0.5
         layer.bias *= size**-0.5
     assert_layer_accurate(layer, (x - 100) * size, dy * size**0.5)
+
+
+@pytest.mark.parametrize("size", [1e-39, 1e34])
+@pytest.mark.parametrize("name", ["batch, pieces", "batch, last", "batch rows, tiles"])
+def test_weights_that_float32_computes_worse_with(name: str, size: float):
+    """They are subnormal, or what is near a finite number times them is infinite."""
+    layer, x, dy = prepared(name)
+    with torch.no_grad():
+        layer.weight *= size
+    assert_layer_accurate(layer.eval(), (x - 100) * size**-0.5, dy * size**-0.5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
+@pytest.mark.parametrize("name", CASES)
+def test_roundings_of_float32_are_few(name: str, mean: float):
+    """y takes about half of the promise, and dx a quarter: of four roundings the two last."""
+    layer, x, dy = prepared(name)
+    found = measure(layer, x - 100 + mean, dy)
+    assert found["y"] < 0.6
+    assert found["dx"] < 0.4
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])

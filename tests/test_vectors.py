@@ -7,7 +7,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from normalform.kernels.cpu.compiled import row_at
-from normalform.kernels.cpu.vectors import Values, mapped, summed
+from normalform.kernels.cpu.values import LEAST, MOST, Values
+from normalform.kernels.cpu.vectors import LANES, mapped, summed
 
 SIZES = [*range(18), 23, 24, 25, 31, 32, 33, 39, 40, 41, 49, 63, 64, 65, 196, 1000]
 MARGIN = 3  # values before and after, which nobody may touch
@@ -19,6 +20,14 @@ _streamed_and_added = mapped(lambda x, y: (x, y, x * y), adds=1, streams=2)
 _added_far = mapped(lambda x, y: (x * y,), adds=1, streams=1)
 _roots = mapped(lambda x: (x.inverse(), (x * x).inverse_root(), -x))
 _quotients = mapped(lambda x, y: (x / y, x.or_zero()))
+_ROUGH = float(1 << 40)  # of what is added to it, float32 keeps nothing, and float64 all
+
+
+def _kept(x: Values, rough: Values, *others: Values) -> tuple[Values]:
+    return ((x + rough) - rough,)
+
+
+_single, _single_far = mapped(_kept, at_once=4, single=True), mapped(_kept, streams=1, single=True)
 
 
 def _powers(x: Values, shift: Values) -> tuple[Values, Values]:
@@ -79,6 +88,31 @@ def quotients(
     a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> None:
     _quotients((row(a), row(b)), 0, x.size, (row(x), row(y)))
+
+
+@njit
+def single(
+    y: NDArray[np.float64], x: NDArray[np.float64], other: float, start: int, stop: int
+) -> None:
+    _single((row(y),), start, stop, (row(x), _ROUGH, other))
+
+
+@njit
+def single_far(
+    y: NDArray[np.float64], x: NDArray[np.float64], other: float, start: int, stop: int, ahead: int
+) -> None:
+    _single_far((row(y),), start, stop, (row(x), _ROUGH, other), ahead)
+
+
+@njit
+def single_by(
+    y: NDArray[np.float64],
+    x: NDArray[np.float64],
+    rough: NDArray[np.float64],
+    start: int,
+    stop: int,
+) -> None:
+    _single((row(y),), start, stop, (row(x), row(rough)))
 
 
 @njit
@@ -146,6 +180,39 @@ def test_every_value_is_written_past_the_cache_once(size: int, dtype: type, ahea
             wanted_sums[inside] += 3 * x[inside]
             assert np.array_equal(sums, wanted_sums)
             other[:] = 9
+
+
+ANY = (0.0, -0.5, -LEAST, MOST, np.nan)
+WORSE = (LEAST / 2, -1e-40, 1e-200, 1.5 * MOST, -1e300, np.inf)
+
+
+@pytest.mark.parametrize("ahead", [None, -1, 77])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_vectors_are_of_float32_unless_that_is_worse(size: int, dtype: type, ahead: int | None):
+    x = numbers(size + 2 * MARGIN, dtype)
+    inside = slice(MARGIN, MARGIN + size)
+    for other in (*ANY, *WORSE):
+        y, wanted = np.full_like(x, 9), np.full_like(x, 9)
+        if ahead is None:
+            single(y, x, other, MARGIN, MARGIN + size)
+        else:
+            single_far(y, x, other, MARGIN, MARGIN + size, ahead)
+        rough = dtype is np.float32 and size >= 2 * LANES and other not in WORSE
+        wanted[inside] = 0 if rough else x[inside]
+        assert np.array_equal(y, wanted)
+
+
+@pytest.mark.parametrize("of", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_they_are_of_float64_where_another_row_is(size: int, dtype: type, of: type):
+    x = numbers(size + 2 * MARGIN, dtype)
+    y, wanted, inside = np.full_like(x, 9), np.full_like(x, 9), slice(MARGIN, MARGIN + size)
+    single_by(y, x, np.full(x.shape, _ROUGH, of), MARGIN, MARGIN + size)
+    rough = dtype is np.float32 and of is np.float32 and size >= 2 * LANES
+    wanted[inside] = 0 if rough else x[inside]
+    assert np.array_equal(y, wanted)
 
 
 @pytest.mark.parametrize("ahead", [-1, 0, 2000])

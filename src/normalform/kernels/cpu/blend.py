@@ -14,7 +14,8 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import double_of_bits, helper, small_kernel
-from normalform.kernels.cpu.vectors import Values, fill, mapped, narrow, summed, widen
+from normalform.kernels.cpu.values import MOST, Values
+from normalform.kernels.cpu.vectors import fill, mapped, narrow, summed, widen
 
 
 @helper
@@ -197,11 +198,17 @@ def weigh(x: Any, args: int, part: int) -> None:
             weights[2 * k + which] /= total
 
 
+@helper
+def most_single(p: Any) -> float:
+    """The largest point that is a number of float32, unless the tensor is of float64."""
+    return -1.0 if p[t.DOUBLE] == 1 else MOST
+
+
 def _statistics(
-    near: Values, rest: Values, var: Values, eps: Values
+    near: Values, rest: Values, var: Values, eps: Values, most: Values
 ) -> tuple[Values, Values, Values]:
     """The mean as the nearest number to it and what is missing, and rstd."""
-    high = near + rest
+    high = (near + rest).nearest(most)
     return high, (near - high) + rest, (var + eps).inverse_root()
 
 
@@ -212,15 +219,15 @@ _of_cells = mapped(_statistics)
 def _unblended(p: Any, cell: Any, b: int, to: Any, c0: int, c1: int) -> None:
     """High, low and rstd of the only branch; once a cell where it has several channels."""
     channels, cells, eps = p[t.CHANNELS], p[b + t.CELLS], double_of_bits(p[t.EPS])
-    size = channels // p[b + t.GROUPS]
+    size, most = channels // p[b + t.GROUPS], most_single(p)
     high, low = to + t.HIGH * channels, to + t.LOW * channels
     rstd = to + t.RSTD * channels
     if size == 1:
-        of = cell + cells, cell + 2 * cells, cell + 3 * cells, eps
+        of = cell + cells, cell + 2 * cells, cell + 3 * cells, eps, most
         _of_cells((high, low, rstd), c0, c1, of)
         return
     for g in range(c0 // size, c1 // size):
-        of_cell = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g], eps
+        of_cell = cell[cells + g], cell[2 * cells + g], cell[3 * cells + g], eps, most
         _of_cells((high, low, rstd), g * size, (g + 1) * size, of_cell)
 
 
@@ -269,7 +276,7 @@ def _blended(p: Any, small: Any, u: int, to: Any, c0: int, c1: int) -> None:
                 of_all = *of_cell, near_of, rest_of, to_mean, to_var
                 _of_further((apart_of, var_of), start, stop, of_all)
     at = to + t.HIGH * channels, to + t.LOW * channels, to + t.RSTD * channels
-    _of_cells(at, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS])))
+    _of_cells(at, c0, c1, (near_of, apart_of, var_of, double_of_bits(p[t.EPS]), most_single(p)))
 
 
 def _scale_and_shift(

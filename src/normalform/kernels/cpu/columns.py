@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.compiled import helper, kernel, row_at, workspace
+from normalform.kernels.cpu.compiled import helper, kernel, narrowed, row_at, workspace
 from normalform.kernels.cpu.memory import ALIKE
-from normalform.kernels.cpu.planes import distances, gradient, output, products
+from normalform.kernels.cpu.planes import (
+    distances,
+    gradient,
+    output,
+    products,
+    scaled,
+)
+from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
-    Values,
     add,
+    beyond,
     copy,
     fill,
     is_double,
     load,
     mapped,
     sum_runs,
+    summed,
 )
 
 # The most values that are worked on side by side; their arrays are STEP numbers apart, which is no
@@ -95,6 +103,23 @@ def _expand(source: Any, values: int, p: Any, out: Any) -> None:
         for c in range(values // width):
             fill(out + c * width, source[c], width)
     _repeat(out, values, p[t.FOLD])
+
+
+_beyond = summed(beyond, 1)
+
+
+@helper
+def _fit(x: Any, rows: Any, count: int) -> bool:
+    """Whether float32 computes with some rows of coefficients, or they are of its tensor's type."""
+    return is_double(x) or _beyond(0, count, rows)[0] == 0.0
+
+
+@helper
+def _in_double(rows: Any, channels: int, width: int, out: Any) -> None:
+    """The same of several, in float64, for every value of one row; ``STEP`` numbers apart."""
+    for i in range(len(rows)):
+        for c in range(channels):
+            fill(out + i * STEP + c * width, rows[i][c], width)
 
 
 @helper
@@ -189,8 +214,8 @@ def moments(x: Any, args: int, part: int) -> None:
         )
 
 
-_output = mapped(output, streams=1, at_once=2)
-_outputs_of_four = mapped(output, streams=4, at_once=2)
+_output = mapped(output, streams=1, at_once=2, single=True)
+_outputs_of_four = mapped(output, streams=4, at_once=2, single=True)
 
 
 @helper
@@ -214,15 +239,22 @@ def _apply(p: Any, data: Any, out: Any, s: Any, rows: int, step: int, n: int) ->
 def apply(x: Any, args: int, part: int) -> None:
     """The output, from each channel's coefficients."""
     a, p = t.tables(args)
-    out = row_at(a[t.Y], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
+    out, channels = row_at(a[t.Y], x), p[t.CHANNELS]
+    spread, exact = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
+    s, by = narrowed(exact, x), (exact, exact + STEP, exact + 2 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
-        unit, _, c0, _, start, rows, values = _item(p, item)
+        unit, _, c0, c1, start, rows, values = _item(p, item)
         at = spread + t.SPREAD * t.spread_at(p, unit) + c0
-        _expand(at + t.HIGH * p[t.CHANNELS], values, p, s)
-        _expand(at + t.SCALE * p[t.CHANNELS], values, p, s + STEP)
-        _expand(at + t.SHIFT * p[t.CHANNELS], values, p, s + 2 * STEP)
+        of = at + t.HIGH * channels, at + t.SCALE * channels, at + t.SHIFT * channels
+        if not _fit(x, of, c1 - c0):
+            _in_double(of, c1 - c0, p[t.WIDTH], exact)
+            for i in range(start, start + rows * channels * p[t.WIDTH], channels * p[t.WIDTH]):
+                _output((out + i,), 0, values, (x + i, *by), p[t.AHEAD])
+            continue
+        _expand(of[0], values, p, s)
+        _expand(of[1], values, p, s + STEP)
+        _expand(of[2], values, p, s + 2 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
         _apply(p, x + start, out + start, s, steps, step, n)
@@ -279,8 +311,8 @@ def sums(x: Any, args: int, part: int) -> None:
         copy(slot + p[t.SLOTS] * p[t.RUN], s + 2 * STEP, c1 - c0)
 
 
-_input_of = mapped(gradient, streams=2, at_once=2)
-_inputs_of_four = mapped(gradient, streams=8, at_once=2)
+_input_of = mapped(gradient, streams=2, at_once=2, single=True)
+_inputs_of_four = mapped(gradient, streams=8, at_once=2, single=True)
 
 
 @helper
@@ -308,23 +340,30 @@ def grad_input(x: Any, args: int, part: int) -> None:
     a, p = t.tables(args)
     dy, dx, channels = row_at(a[t.DY], x), row_at(a[t.DX], x), p[t.CHANNELS]
     spread, terms = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), t.numbers(a[t.SCRATCH], p[t.AT_TERMS])
-    s = _room()
+    exact = _room()
+    s, by = narrowed(exact, x), (exact, exact + STEP, exact + 2 * STEP, exact + 3 * STEP)
     first, last = t.items_of(p, part)
     for item in range(first, last):
-        unit, _, c0, _, start, rows, values = _item(p, item)
-        at = spread + t.SPREAD * t.spread_at(p, unit) + c0
+        unit, _, c0, c1, start, rows, values = _item(p, item)
+        scale = spread + t.SPREAD * t.spread_at(p, unit) + t.SCALE * channels + c0
         to = terms + t.TERMS * t.spread_at(p, unit) + c0
-        _expand(to + t.POINT * channels, values, p, s)
-        _expand(at + t.SCALE * channels, values, p, s + STEP)
-        _expand(to + t.SLOPE * channels, values, p, s + 2 * STEP)
-        _expand(to + t.OFFSET * channels, values, p, s + 3 * STEP)
+        of = to + t.POINT * channels, scale, to + t.SLOPE * channels, to + t.OFFSET * channels
+        if not _fit(x, of, c1 - c0):
+            _in_double(of, c1 - c0, p[t.WIDTH], exact)
+            for i in range(start, start + rows * channels * p[t.WIDTH], channels * p[t.WIDTH]):
+                _input_of((dx + i,), 0, values, (x + i, dy + i, *by), p[t.AHEAD_BACK])
+            continue
+        _expand(of[0], values, p, s)
+        _expand(of[1], values, p, s + STEP)
+        _expand(of[2], values, p, s + 2 * STEP)
+        _expand(of[3], values, p, s + 3 * STEP)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
         _input(p, x + start, dy + start, dx + start, s, steps, step, n)
         _input(p, x + end, dy + end, dx + end, s, 1 if left > 0 else 0, step, left)
 
 
-_scaled = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
+_scaled = mapped(scaled, streams=1, at_once=2, single=True)
 
 
 @helper
@@ -337,13 +376,18 @@ def _scale(p: Any, dy: Any, dx: Any, s: Any, rows: int, step: int, n: int) -> No
 def scale(x: Any, args: int, part: int) -> None:
     """The gradient of the input where all statistics are constants."""
     a, p = t.tables(args)
-    dy, dx = row_at(a[t.DY], x), row_at(a[t.DX], x)
-    spread, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), _room()
+    dy, dx, exact = row_at(a[t.DY], x), row_at(a[t.DX], x), _room()
+    spread, channels, s = t.numbers(a[t.SMALL], p[t.AT_SPREAD]), p[t.CHANNELS], narrowed(exact, x)
     first, last = t.items_of(p, part)
     for item in range(first, last):
-        unit, _, c0, _, start, rows, values = _item(p, item)
-        factor = t.SPREAD * t.spread_at(p, unit) + t.SCALE * p[t.CHANNELS] + c0
-        _expand(spread + factor, values, p, s)
+        unit, _, c0, c1, start, rows, values = _item(p, item)
+        factor = spread + t.SPREAD * t.spread_at(p, unit) + t.SCALE * channels + c0
+        if not _fit(x, (factor,), c1 - c0):
+            _in_double((factor,), c1 - c0, p[t.WIDTH], exact)
+            for i in range(start, start + rows * channels * p[t.WIDTH], channels * p[t.WIDTH]):
+                _scaled((dx + i,), 0, values, (dy + i, exact), p[t.AHEAD_BACK])
+            continue
+        _expand(factor, values, p, s)
         steps, n, step, left = _steps(p, rows, values)
         end = start + steps * step
         _scale(p, dy + start, dx + start, s, steps, step, n)

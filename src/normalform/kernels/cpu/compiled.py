@@ -215,6 +215,17 @@ def workspace(size: int) -> Any:
     return room
 
 
+@intrinsic
+def narrowed(typing: Any, room: Any, like: Any) -> Any:
+    """Room as a row of what vectors compute with whose values are of the type of another row's."""
+    kind = types.CPointer(types.float64 if like.dtype == types.float64 else types.float32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(kind))
+
+    return kind(room, like), generate
+
+
 def _reinterpret(source: Any, wanted: Any) -> Any:
     @intrinsic
     def reinterpret(typing: Any, value: Any) -> Any:

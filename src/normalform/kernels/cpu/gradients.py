@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from normalform.kernels.cpu import table as t
-from normalform.kernels.cpu.blend import first_cell
+from normalform.kernels.cpu.blend import first_cell, most_single
 from normalform.kernels.cpu.compiled import helper, small_kernel
-from normalform.kernels.cpu.vectors import Values, copy, fill, mapped, narrow, summed
+from normalform.kernels.cpu.values import Values
+from normalform.kernels.cpu.vectors import copy, fill, mapped, narrow, summed
 
 # Channels whose gradients of weight and bias one thread sums at a time.
 SHARE = 512
@@ -163,8 +164,10 @@ def _leaning(
     return steep, steep * ((near - high) + rest)
 
 
-def _between(steep: Values, apart: Values, high: Values, least: Values) -> tuple[Values]:
-    return (high + apart * (steep + least).inverse(),)
+def _between(
+    steep: Values, apart: Values, high: Values, least: Values, most: Values
+) -> tuple[Values]:
+    return ((high + apart * (steep + least).inverse()).nearest(most),)
 
 
 _lean, _point = mapped(_leaning, adds=2), mapped(_between)
@@ -198,7 +201,7 @@ def _points(
             of_cell = n[g], near[g], rest[g], of_var[g], high, twice
             _lean(rows, g * size, (g + 1) * size, of_cell)
     steep, apart = rows
-    _point((point,), c0, c1, (steep, apart, high, SMALLEST))
+    _point((point,), c0, c1, (steep, apart, high, SMALLEST, most_single(p)))
 
 
 @helper

@@ -18,14 +18,14 @@ LANES = 8 if WIDE else 4
 LINE = 64  # bytes that come into the cache together
 # Rows so many values apart, or a multiple, would all want the same places in the nearest cache.
 ALIKE = 1024
-DOUBLE, INT, WORD = ir.DoubleType(), ir.IntType(32), ir.IntType(64)
-_FLOAT, _HALF = ir.FloatType(), ir.IntType(16)
+DOUBLE, FLOAT = ir.DoubleType(), ir.FloatType()
+_HALF, INT, WORD = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) -> None:
+def ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, lanes: int, write: int) -> None:
     """Ask for a line of the cache, once of the vectors that lie in it."""
     size = dtype.bitwidth // 8
-    if place * LANES * size % LINE == 0:
+    if place * lanes * size % LINE == 0:
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
@@ -33,8 +33,8 @@ def ask(builder: Any, dtype: Any, data: Any, at: Any, place: int, write: int) ->
         builder.call(prefetch, [where, INT(write), INT(3), INT(1)])
 
 
-def read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:
-    """Some values of a row in float64; of bfloat16 from its bits."""
+def read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int, single: bool = False) -> Any:
+    """Some values of a row in float64, or in float32; of bfloat16 from its bits."""
     place, size = _place(builder, dtype, data, at, lanes)
     value = builder.load(place, align=size)
     if dtype == types.float64:
@@ -42,8 +42,8 @@ def read(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> Any:
     if dtype == types.uint16:
         bits = builder.zext(value, several(INT, lanes))
         bits = builder.shl(bits, constant(INT, 16, lanes))
-        value = builder.bitcast(bits, several(_FLOAT, lanes))
-    return builder.fpext(value, several(DOUBLE, lanes))
+        value = builder.bitcast(bits, several(FLOAT, lanes))
+    return value if single else builder.fpext(value, several(DOUBLE, lanes))
 
 
 def write(
@@ -54,8 +54,8 @@ def write(
     They go ``past`` the cache only if they fill a line of it, with those that follow.
     """
     place, size = _place(builder, dtype, data, at, lanes)
-    if dtype != types.float64:
-        value = builder.fptrunc(value, several(_FLOAT, lanes))
+    if dtype != types.float64 and value.type == several(DOUBLE, lanes):
+        value = builder.fptrunc(value, several(FLOAT, lanes))
     if dtype == types.uint16:
         bits = builder.bitcast(value, several(INT, lanes))
         high = builder.lshr(bits, constant(INT, 16, lanes))
@@ -72,7 +72,7 @@ def write(
 
 def _place(builder: Any, dtype: Any, data: Any, at: Any, lanes: int) -> tuple[Any, int]:
     """Where some values of a row are, and the bytes of one."""
-    element = {types.float64: DOUBLE, types.float32: _FLOAT, types.uint16: _HALF}[dtype]
+    element = {types.float64: DOUBLE, types.float32: FLOAT, types.uint16: _HALF}[dtype]
     place = builder.gep(data, [at])
     return builder.bitcast(place, several(element, lanes).as_pointer()), dtype.bitwidth // 8
 

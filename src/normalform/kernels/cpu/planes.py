@@ -10,7 +10,8 @@ from typing import Any
 
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at
-from normalform.kernels.cpu.vectors import Values, is_double, load, mapped, summed
+from normalform.kernels.cpu.values import Values
+from normalform.kernels.cpu.vectors import is_double, load, mapped, summed
 
 
 @helper
@@ -98,7 +99,7 @@ def output(*operands: Values) -> Sequence[Values]:
     return [(x - high) * scale + shift for x in rows]
 
 
-_apply = mapped(output, streams=1, at_once=4)
+_apply = mapped(output, streams=1, at_once=4, single=True)
 
 
 @kernel
@@ -152,9 +153,15 @@ def gradient(*operands: Values) -> Sequence[Values]:
     return [g * scale + ((x - point) * slope + offset) for x, g in pairs]
 
 
-_input = mapped(gradient, streams=2, at_once=4)
-# ``dx = scale dy``.
-_scale = mapped(lambda dy, scale: (dy * scale,), streams=1, at_once=2)
+_input = mapped(gradient, streams=2, at_once=4, single=True)
+
+
+def scaled(dy: Values, scale: Values) -> Sequence[Values]:
+    """``dx = scale dy``."""
+    return (dy * scale,)
+
+
+_scale = mapped(scaled, streams=1, at_once=2, single=True)
 
 
 @kernel

@@ -9,8 +9,8 @@ from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, inlined, kernel, row_at, small_kernel, workspace
 from normalform.kernels.cpu.planes import products
 from normalform.kernels.cpu.rows import first_of_four, fours_of
+from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
-    Values,
     add,
     copy,
     fill,

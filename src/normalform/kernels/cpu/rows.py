@@ -22,8 +22,8 @@ from normalform.kernels.cpu.compiled import (
     workspace,
 )
 from normalform.kernels.cpu.planes import moments_of, run_moments
+from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
-    Values,
     copy,
     fill,
     is_double,

@@ -6,13 +6,17 @@ last; memory can be asked for while something else is computed, and what will no
 be written past the cache: no line of it is read before it is written, and nothing else falls out.
 
 A body is a function of :class:`Values`. Its operands are float64 numbers, or rows, which are read
-at the same places. :func:`mapped` writes what it gives to a row; :func:`summed` sums it.
+at the same places. :func:`mapped` writes what it gives to a row; :func:`summed` sums it. Sums are
+of float64, always; what is written may be computed in float32, of which a vector holds twice as
+many, and half of the time that a run in the cache takes are conversions between both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -21,65 +25,21 @@ from numba.core import cgutils
 
 from normalform.kernels.cpu import memory
 from normalform.kernels.cpu.compiled import helper, inlined, intrinsic, row_at
-from normalform.kernels.cpu.memory import DOUBLE, INT, LANES, LINE, WORD, constant, splat
+from normalform.kernels.cpu.memory import (
+    DOUBLE,
+    FLOAT,
+    INT,
+    LANES,
+    LINE,
+    WORD,
+    constant,
+    several,
+    splat,
+)
+from normalform.kernels.cpu.values import FUSED, Values
 
 _FEWEST = 128  # values that are worth writing past the cache
 _SOON = 1024  # values: as many before it is written to is memory asked for otherwise
-_FUSED = ("contract",)  # no other order of sums: (x - high) - low must be just that
-
-
-class Values:
-    """A float64 number, or a vector of them; products may be fused into sums."""
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value = builder, value
-
-    def __add__(self, other: Values) -> Values:
-        return Values(self.builder, self.builder.fadd(self.value, other.value, flags=_FUSED))
-
-    def __sub__(self, other: Values) -> Values:
-        return Values(self.builder, self.builder.fsub(self.value, other.value, flags=_FUSED))
-
-    def __mul__(self, other: Values) -> Values:
-        return Values(self.builder, self.builder.fmul(self.value, other.value, flags=_FUSED))
-
-    def __truediv__(self, other: Values) -> Values:
-        return Values(self.builder, self.builder.fdiv(self.value, other.value))
-
-    def __neg__(self) -> Values:
-        return Values(self.builder, self.builder.fneg(self.value))
-
-    def magnitude(self) -> Values:
-        """``|value|``."""
-        return Values(self.builder, self._call("fabs"))
-
-    def or_zero(self) -> Values:
-        """Zero where it is negative."""
-        zero = splat(self.builder, DOUBLE(0.0), self._lanes)
-        negative = self.builder.fcmp_ordered("<", self.value, zero)
-        return Values(self.builder, self.builder.select(negative, zero, self.value))
-
-    def inverse(self) -> Values:
-        """``1 / value``."""
-        one = splat(self.builder, DOUBLE(1.0), self._lanes)
-        return Values(self.builder, self.builder.fdiv(one, self.value))
-
-    def inverse_root(self) -> Values:
-        """``1 / sqrt(value)``."""
-        one = splat(self.builder, DOUBLE(1.0), self._lanes)
-        return Values(self.builder, self.builder.fdiv(one, self._call("sqrt")))
-
-    def _call(self, name: str) -> Any:
-        """What one of LLVM's functions makes of it."""
-        kind, of = self.value.type, "f64" if self._lanes == 1 else f"v{self._lanes}f64"
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.{of}"
-        )
-        return self.builder.call(function, [self.value])
-
-    @property
-    def _lanes(self) -> int:
-        return getattr(self.value.type, "count", 1)
 
 
 def mapped(
@@ -87,11 +47,16 @@ def mapped(
     adds: int = 0,
     streams: int | None = None,
     at_once: int = 1,
+    single: bool = False,
 ) -> Any:
     """``f(rows, start, stop, operands)``: write what ``body(*operands)`` gives, rounded, to rows.
 
     Added to the last ``adds`` of them, which may not be rounded. The others must not be operands:
-    some values are computed twice.
+    some values are computed twice. ``at_once`` vectors are worked on together.
+
+    With ``single`` vectors are of float32, unless the tensors hold float64. Too few values for a
+    vector are computed in float64, one by one; so are all where float32 would compute with one of
+    the numbers worse than with others, or where other rows hold float64.
 
     With ``streams`` it is ``f(rows, start, stop, operands, ahead)``, for tensors that may lie
     beyond the cache. Unless ``ahead`` is negative, what the first ``streams`` operands hold
@@ -100,15 +65,18 @@ def mapped(
     """
 
     def over(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        operands = _reader(builder, signature.args[3], args[3])
         to = [*_rows(builder, signature.args[0], args[0]).values()]
-        sources = [*_rows(builder, signature.args[3], args[3]).values()][: streams or 0]
-        written = len(to) - adds
+        sources = [*_rows(builder, signature.args[3], args[3]).values()]
+        written, wide = len(to) - adds, types.float64 in {dtype for dtype, _ in sources}
+        narrow = single and to[0][0] != types.float64
+        sources = sources[: streams or 0]
+        operands, apart = _reader(builder, signature.args[3], args[3], narrow and not wide)
+        width, many = (2 * LANES, (at_once + 1) // 2) if narrow else (LANES, at_once)
 
         def put(i: int, at: Any, lanes: int, value: Any, again: Any, line: bool) -> None:
             if i >= written:
                 before = memory.read(builder, *to[i], at, lanes)
-                value = builder.fadd(before, value, flags=_FUSED)
+                value = builder.fadd(before, value, flags=FUSED)
                 value = value if again is None else builder.select(again, before, value)
             memory.write(builder, *to[i], at, lanes, value, line and i < written)
 
@@ -118,9 +86,9 @@ def mapped(
 
         def ask(at: Any, place: int, rows: Sequence[tuple[Any, Any]]) -> None:
             for row in sources:
-                memory.ask(builder, *row, builder.add(at, args[4]), place, 0)
+                memory.ask(builder, *row, builder.add(at, args[4]), place, width, 0)
             for row in rows:
-                memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, 1)
+                memory.ask(builder, *row, builder.add(at, WORD(_SOON)), place, width, 1)
 
         def asking(at: Any, lanes: int, place: int, again: Any) -> None:
             if lanes > 1 and again is None:
@@ -135,23 +103,30 @@ def mapped(
                 ask(at, place, ())
             for first in range(0, len(places), together):
                 some = places[first : first + together]
-                values = [body(*operands(at, LANES)) for at in some]
+                values = [body(*operands(at, width)) for at in some]
                 for i, of_row in enumerate(zip(*values, strict=True)):
                     for at, value in zip(some, of_row, strict=True):
-                        put(i, at, LANES, value.value, None, True)
+                        put(i, at, width, value.value, None, True)
 
+        run = _Run(builder, args[1], args[2], width, many, apart)
+        if narrow and wide:
+            run.one_by_one(emit)
+            return context.get_dummy_value()
         if streams is None:
-            _vectors(builder, args[1], args[2], at_once, emit)
+            run.vectors(emit)
             return context.get_dummy_value()
         stays = builder.icmp_signed("<", args[4], WORD(0))
+        if apart is not None:
+            stays = builder.or_(stays, apart)
         with builder.if_else(stays) as (near, far):
             with near:
-                _vectors(builder, args[1], args[2], at_once, emit)
+                run.vectors(emit)
             with far:
+                run = run._replace(apart=None)
                 if written:
-                    _lines(builder, args[1], args[2], at_once, to[:written], asking, whole)
+                    run.lines(to[:written], asking, whole)
                 else:
-                    _vectors(builder, args[1], args[2], at_once, asking)
+                    run.vectors(asking)
         return context.get_dummy_value()
 
     if streams is None:
@@ -180,7 +155,7 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
         result = types.UniTuple(types.float64, count)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values = _reader(builder, operands, args[2])
+            values, _ = _reader(builder, operands, args[2])
             zeros, zero = constant(DOUBLE, 0.0, LANES), constant(DOUBLE, 0.0, 1)
             totals = [
                 [cgutils.alloca_once_value(builder, each) for each in [zeros] * at_once + [zero]]
@@ -192,10 +167,10 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
                     sum_, value = total[place if lanes > 1 else -1], found.value
                     if again is not None:
                         value = builder.select(again, zeros, value)
-                    after = builder.fadd(builder.load(sum_), value, flags=_FUSED)
+                    after = builder.fadd(builder.load(sum_), value, flags=FUSED)
                     builder.store(after, sum_)
 
-            _vectors(builder, args[0], args[1], at_once, emit)
+            _Run(builder, args[0], args[1], LANES, at_once).vectors(emit)
             vectors = [_added(builder, [builder.load(at) for at in each[:-1]]) for each in totals]
             ends = [builder.load(each[-1]) for each in totals]
             found = zip(_totals(builder, vectors), ends, strict=True)
@@ -208,6 +183,14 @@ def summed(body: Callable[..., Sequence[Values]], count: int, at_once: int = 4) 
 
 
 _fill, _copy = mapped(lambda value: (value,)), mapped(lambda source: (source,))
+
+
+def beyond(*numbers: Values) -> Sequence[Values]:
+    """How many are none that float32 computes with."""
+    counts = (n.builder.uitofp(n.beyond(), n.value.type) for n in numbers)
+    return (functools.reduce(operator.add, (Values(numbers[0].builder, n) for n in counts)),)
+
+
 # ``f((sums,), start, stop, (row,))``: ``sums += row``; ``f(start, stop, (row,))``: its sum.
 add, total = mapped(lambda row: (row,), adds=1), summed(lambda row: (row,), 1)
 
@@ -274,86 +257,139 @@ def is_double(typing: Any, row: Any) -> Any:
     return types.boolean(row), generate
 
 
-def _vectors(builder: Any, start: Any, stop: Any, at_once: int, emit: Callable[..., None]) -> None:
-    """``emit(at, lanes, place, again)`` for all of a run.
+class _Run(NamedTuple):
+    """Some values, and how they are taken: ``at_once`` vectors of so many, or one by one."""
 
-    ``place`` is that among ``at_once`` vectors, ``again`` says which lanes were there before.
-    """
-    size = builder.sub(stop, start)
+    builder: Any
+    start: Any
+    stop: Any
+    lanes: int
+    at_once: int
+    apart: Any = None  # whether they are taken one by one, if that is known but when it runs
 
-    def up_to(step: int) -> Any:
-        return builder.add(start, builder.and_(size, WORD(-step)))
+    def vectors(self, emit: Callable[..., None]) -> None:
+        """``emit(at, lanes, place, again)`` for all of them.
 
-    def loop(first: Any, last: Any, step: int, lanes: int) -> None:
-        with cgutils.for_range_slice(builder, first, last, WORD(step)) as (at, _):
-            for i in range(step // lanes):
-                emit(builder.add(at, WORD(i * lanes)), lanes, i, None)
+        ``place`` is that among ``at_once`` vectors, ``again`` says which lanes were there before.
+        """
+        builder = self.builder
+        few = builder.icmp_signed("<", builder.sub(self.stop, self.start), WORD(self.lanes))
+        few = few if self.apart is None else builder.or_(few, self.apart)
+        with builder.if_else(few) as (short, long):
+            with short:
+                self.one_by_one(emit)
+            with long:
+                self._together(emit)
 
-    with builder.if_else(builder.icmp_signed("<", size, WORD(LANES))) as (short, long):
-        with short, cgutils.for_range_slice(builder, start, stop, WORD(1)) as (at, _):
+    def one_by_one(self, emit: Callable[..., None]) -> None:
+        """``emit(at, 1, 0, None)`` for each."""
+        builder = self.builder
+        with cgutils.for_range_slice(builder, self.start, self.stop, WORD(1)) as (at, _):
             emit(at, 1, 0, None)
             # Nothing, but the compiler does not try to make vectors of what it cannot see into.
             builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
-        with long:
-            blocks, whole = up_to(at_once * LANES), up_to(LANES)
-            loop(start, blocks, at_once * LANES, LANES)
-            if at_once > 1:
-                loop(blocks, whole, LANES, LANES)
-            with builder.if_then(builder.icmp_signed("<", whole, stop)):
-                at = builder.sub(stop, WORD(LANES))
-                lanes = ir.Constant(ir.VectorType(WORD, LANES), [*range(LANES)])
-                fresh = splat(builder, builder.sub(whole, at), LANES)
-                emit(at, LANES, 0, builder.icmp_signed("<", lanes, fresh))
+
+    def _together(self, emit: Callable[..., None]) -> None:
+        builder, start, stop, lanes, at_once, _ = self
+
+        def up_to(step: int) -> Any:
+            return builder.add(start, builder.and_(builder.sub(stop, start), WORD(-step)))
+
+        def loop(first: Any, last: Any, together: int) -> None:
+            step = WORD(together * lanes)
+            with cgutils.for_range_slice(builder, first, last, step) as (at, _):
+                for i in range(together):
+                    emit(builder.add(at, WORD(i * lanes)), lanes, i, None)
+
+        blocks, whole = up_to(at_once * lanes), up_to(lanes)
+        loop(start, blocks, at_once)
+        if at_once > 1:
+            loop(blocks, whole, 1)
+        with builder.if_then(builder.icmp_signed("<", whole, stop)):
+            at = builder.sub(stop, WORD(lanes))
+            places = ir.Constant(ir.VectorType(WORD, lanes), [*range(lanes)])
+            fresh = splat(builder, builder.sub(whole, at), lanes)
+            emit(at, lanes, 0, builder.icmp_signed("<", places, fresh))
+
+    def lines(
+        self, to: Sequence[tuple[Any, Any]], emit: Callable[..., None], whole: Callable[..., None]
+    ) -> None:
+        """The same, but ``whole(places)`` for the vectors of each line of the cache.
+
+        What comes before and after them is no value, or enough for a vector. All comes before
+        where they are few, or where rows do not lie alike in their lines.
+        """
+        builder, start, stop, lanes, _, _ = self
+        size = to[0][0].bitwidth // 8
+        line = LINE // size
+
+        def within(at: Any) -> list[Any]:
+            places = (builder.ptrtoint(builder.gep(data, [at]), WORD) for _, data in to)
+            return [builder.and_(place, WORD(LINE - 1)) for place in places]
+
+        def enough(left: Any) -> Any:
+            values = builder.udiv(left, WORD(size))
+            few = builder.icmp_unsigned("<", builder.sub(values, WORD(1)), WORD(lanes - 1))
+            return builder.select(few, builder.add(values, WORD(line)), values)
+
+        (head, *others), (tail, *_) = within(start), within(stop)
+        lined = builder.icmp_signed(">=", builder.sub(stop, start), WORD(_FEWEST))
+        for other in others:
+            lined = builder.and_(lined, builder.icmp_unsigned("==", head, other))
+        before = enough(builder.and_(builder.neg(head), WORD(LINE - 1)))
+        first = builder.select(lined, builder.add(start, before), stop)
+        self._replace(stop=first).vectors(emit)
+        with builder.if_then(lined):
+            last = builder.sub(stop, enough(tail))
+            with cgutils.for_range_slice(builder, first, last, WORD(line)) as (at, _):
+                whole([builder.add(at, WORD(i)) for i in range(0, line, lanes)])
+            self._replace(start=last, at_once=1).vectors(emit)
 
 
-def _lines(
-    builder: Any, start: Any, stop: Any, at_once: int, to: Sequence[tuple[Any, Any]],
-    emit: Callable[..., None], whole_line: Callable[..., None],
-) -> None:  # fmt: skip
-    """As :func:`_vectors`, but ``whole_line(places)`` for the vectors of each line of the cache.
+def _reader(
+    builder: Any, kinds: Any, operands: Any, narrow: bool = False
+) -> tuple[Callable[..., list[Values]], Any]:
+    """A function of a place and a number of lanes: the operands there.
 
-    What comes before and after them is no value, or enough for a vector. All comes before where
-    the run is short, or where rows do not lie alike in their lines.
+    With ``narrow`` vectors are of float32, and whether a number is none for that comes with it.
     """
-    size = to[0][0].bitwidth // 8
-    line = LINE // size
-
-    def within(at: Any) -> list[Any]:
-        places = (builder.ptrtoint(builder.gep(data, [at]), WORD) for _, data in to)
-        return [builder.and_(place, WORD(LINE - 1)) for place in places]
-
-    def enough(left: Any) -> Any:
-        values = builder.udiv(left, WORD(size))
-        few = builder.icmp_unsigned("<", builder.sub(values, WORD(1)), WORD(LANES - 1))
-        return builder.select(few, builder.add(values, WORD(line)), values)
-
-    (head, *others), (tail, *_) = within(start), within(stop)
-    whole = builder.icmp_signed(">=", builder.sub(stop, start), WORD(_FEWEST))
-    for other in others:
-        whole = builder.and_(whole, builder.icmp_unsigned("==", head, other))
-    before = enough(builder.and_(builder.neg(head), WORD(LINE - 1)))
-    first = builder.select(whole, builder.add(start, before), stop)
-    _vectors(builder, start, first, at_once, emit)
-    with builder.if_then(whole):
-        last = builder.sub(stop, enough(tail))
-        with cgutils.for_range_slice(builder, first, last, WORD(line)) as (at, _):
-            whole_line([builder.add(at, WORD(i)) for i in range(0, line, LANES)])
-        _vectors(builder, last, stop, 1, emit)
-
-
-def _reader(builder: Any, kinds: Any, operands: Any) -> Callable[..., list[Values]]:
-    """A function of a place and a number of lanes: the operands there."""
     rows = _rows(builder, kinds, operands)
     given = cgutils.unpack_tuple(builder, operands)
+    singles, apart = given, None
+    if narrow:
+        singles, apart = _narrowed(builder, given, rows)
 
     def read(at: Any, lanes: int) -> list[Values]:
+        single = narrow and lanes > 1
         found = [
-            memory.read(builder, *rows[i], at, lanes) if i in rows else splat(builder, value, lanes)
-            for i, value in enumerate(given)
+            memory.read(builder, *rows[i], at, lanes, single)
+            if i in rows
+            else splat(builder, value, lanes)
+            for i, value in enumerate(singles if single else given)
         ]
         return [Values(builder, value) for value in found]
 
-    return read
+    return read, apart
+
+
+def _narrowed(builder: Any, given: Sequence[Any], rows: Collection[int]) -> tuple[list[Any], Any]:
+    """The numbers of some operands in float32, and whether one of them is none for that.
+
+    All at once: on runs of 49 values that would else take as long as the run.
+    """
+    places = [i for i in range(len(given)) if i not in rows]
+    if not places:
+        return [*given], None
+    numbers = constant(DOUBLE, 0.0, max(2, 1 << (len(places) - 1).bit_length()))
+    for lane, i in enumerate(places):
+        numbers = builder.insert_element(numbers, given[i], INT(lane))
+    flags = Values(builder, numbers).beyond()
+    kind = ir.IntType(flags.type.count)
+    apart = builder.icmp_unsigned("!=", builder.bitcast(flags, kind), kind(0))
+    near, singles = builder.fptrunc(numbers, several(FLOAT, flags.type.count)), [*given]
+    for lane, i in enumerate(places):
+        singles[i] = builder.extract_element(near, INT(lane))
+    return singles, apart
 
 
 def _rows(builder: Any, kinds: Any, operands: Any) -> dict[int, tuple[Any, Any]]:
