@@ -307,8 +307,8 @@ MUTANTS = [
     Mutant(
         "rows: second half of the mean dropped",
         rows,
-        "low, rstd = (near - high) + rest,",
-        "low, rstd = 0.0,",
+        "high, (near - high) + rest, rstd",
+        "high, 0.0, rstd",
         promise.test_an_element_next_to_the_mean,
     ),
     Mutant(
@@ -317,6 +317,20 @@ MUTANTS = [
         'FUSED = ("contract",)',
         'FUSED = ("contract", "reassoc", "nsz")',
         lambda: cpu.test_an_element_next_to_the_mean(False),
+    ),
+    Mutant(
+        "rows: weights that float32 computes worse with are like any",
+        rows,
+        "is_double(x) or wide[2 * all_] > 0.0",
+        "is_double(x)",
+        lambda: cpu.test_weights_that_float32_computes_worse_with("layer, many rows", 1e-41),
+    ),
+    Mutant(
+        "rows: what float32 loses of the mean on the wrong side",
+        rows,
+        "(d * more - low)",
+        "(d * more + low)",
+        compiled_hard("layer, many rows", "mean 1e6"),
     ),
     Mutant(
         "rows: the wrong bias where weights repeat within a row",

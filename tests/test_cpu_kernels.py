@@ -148,14 +148,25 @@ def test_statistics_that_float32_cannot_hold(name: str, size: float):
     assert_layer_accurate(layer, (x - 100) * size, dy * size**0.5)
 
 
-@pytest.mark.parametrize("size", [1e-39, 1e34])
-@pytest.mark.parametrize("name", ["batch, pieces", "batch, last", "batch rows, tiles"])
+@pytest.mark.parametrize("size", [1e-41, 1e-39, 1e34])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch, pieces", "batch, last", "batch rows, tiles", "layer, many rows", "layer, long rows",
+        "layer, last", "rms, many rows", "instance, short planes",
+    ],
+)  # fmt: skip
 def test_weights_that_float32_computes_worse_with(name: str, size: float):
     """They are subnormal, or what is near a finite number times them is infinite."""
     layer, x, dy = prepared(name)
+    if not name.startswith("batch"):  # of float32 they would be as exact
+        layer.double()
     with torch.no_grad():
-        layer.weight *= size
-    assert_layer_accurate(layer.eval(), (x - 100) * size**-0.5, dy * size**-0.5)
+        for parameter in layer.parameters():
+            parameter *= size
+    # In evaluation that of x is no part of dx, which must be none of float32's smallest numbers.
+    of_x = size**-0.5 if name.startswith("batch") else 1.0
+    assert_layer_accurate(layer.eval(), (x - 100) * of_x, dy * size**-0.5)
 
 
 @pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])

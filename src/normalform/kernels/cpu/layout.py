@@ -103,7 +103,7 @@ class Layout:
         most = max(1, min(64, self.values // (values * ROWS_A_PART), self.values // PART))
         p[t.ITEMS_A_PART] = max(-(-again // most), min(again // 16, 8 * ROWS_A_PART)) * groups
         self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
-        p[t.AT_SUMS] = self.temporary = 2 * values
+        p[t.AT_SUMS], self.temporary = 2 * values, 3 * values + 1  # see rows.singles
         self.small = 3 * int(p[t.UNITS])
         self.scratch = 2 * values + 2 * self.parts * (values + row_gradients.APART)
 
@@ -304,7 +304,8 @@ class Programs:
     def _forward_phases(self) -> list[tuple[int, list[Kernel]]]:
         layout, passes, roles = self.layout, self._passes(), self.layout.roles()
         if layout.kind == "rows":
-            return [(1, [rows.expand]), (self.parts, [rows.forward])]
+            single = [] if layout.table[t.DOUBLE] == 1 else [rows.singles]
+            return [(1, [rows.expand, *single]), (self.parts, [rows.forward])]
         track = [(1, [blend.track])] if layout.request.tracked is not None else []
         before = [(1, [blend.given])] if t.GIVEN in roles else []
         if layout.blends:

@@ -36,7 +36,7 @@ from normalform.kernels.cpu.memory import (
     several,
     splat,
 )
-from normalform.kernels.cpu.values import FUSED, Values
+from normalform.kernels.cpu.values import FUSED, MOST, Values
 
 _FEWEST = 128  # values that are worth writing past the cache
 _SOON = 1024  # values: as many before it is written to is memory asked for otherwise
@@ -245,6 +245,17 @@ def load(typing: Any, row: Any, i: Any) -> Any:
         return memory.read(builder, row.dtype, args[0], args[1], 1)
 
     return types.float64(row, types.int64), generate
+
+
+@intrinsic
+def nearest(typing: Any, row: Any, value: Any) -> Any:
+    """The nearest number of the type that vectors of a row have; itself beyond ``MOST``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        most = constant(DOUBLE, -1.0 if row.dtype == types.float64 else MOST, 1)
+        return Values(builder, args[1]).nearest(Values(builder, most)).value
+
+    return types.float64(row, types.float64), generate
 
 
 @intrinsic
