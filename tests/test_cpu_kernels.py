@@ -172,11 +172,11 @@ def test_weights_that_float32_computes_worse_with(name: str, size: float):
 @pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
 @pytest.mark.parametrize("name", CASES)
 def test_roundings_of_float32_are_few(name: str, mean: float):
-    """y takes about half of the promise, and dx a quarter: of four roundings the two last."""
+    """Three of the four that y's promise has, and half of the eight of dx's."""
     layer, x, dy = prepared(name)
     found = measure(layer, x - 100 + mean, dy)
-    assert found["y"] < 0.6
-    assert found["dx"] < 0.4
+    assert found["y"] < 0.75
+    assert found["dx"] < 0.5
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])

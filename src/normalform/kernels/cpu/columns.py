@@ -12,13 +12,7 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, kernel, narrowed, row_at, workspace
 from normalform.kernels.cpu.memory import ALIKE
-from normalform.kernels.cpu.planes import (
-    distances,
-    gradient,
-    output,
-    products,
-    scaled,
-)
+from normalform.kernels.cpu.planes import distances, gradient, output, products, scaled
 from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
     add,
@@ -110,13 +104,13 @@ _beyond = summed(beyond, 1)
 
 @helper
 def _fit(x: Any, rows: Any, count: int) -> bool:
-    """Whether float32 computes with some rows of coefficients, or they are of its tensor's type."""
+    """Whether the type that x is computed in holds some rows of coefficients."""
     return is_double(x) or _beyond(0, count, rows)[0] == 0.0
 
 
 @helper
 def _in_double(rows: Any, channels: int, width: int, out: Any) -> None:
-    """The same of several, in float64, for every value of one row; ``STEP`` numbers apart."""
+    """Several such rows in float64, for every value of a row; ``STEP`` numbers apart."""
     for i in range(len(rows)):
         for c in range(channels):
             fill(out + i * STEP + c * width, rows[i][c], width)

@@ -217,7 +217,7 @@ def workspace(size: int) -> Any:
 
 @intrinsic
 def narrowed(typing: Any, room: Any, like: Any) -> Any:
-    """Room as a row of what vectors compute with whose values are of the type of another row's."""
+    """Room as a row of the type that another row is computed in: float32, unless it is float64."""
     kind = types.CPointer(types.float64 if like.dtype == types.float64 else types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
