@@ -169,6 +169,29 @@ def test_weights_that_float32_computes_worse_with(name: str, size: float):
     assert_layer_accurate(layer.eval(), (x - 100) * of_x, dy * size**-0.5)
 
 
+def test_a_dead_channel_changes_no_bit_of_others():
+    """Its running mean decays to the last but few subnormal numbers, and stays there."""
+    layer, x, _ = prepared("batch, last")
+    x[:, 3] = 0
+    expected = layer.eval()(x)[:, :3]
+    layer.running_mean[3] = 5.6e-45
+    assert torch.equal(layer(x)[:, :3], expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "seed"), [(lambda: nf.BatchNorm1d(8), 274), (lambda: nf.SwitchNorm1d(8), 82)]
+)
+def test_a_gradient_of_the_smallest_numbers_is_rounded_once(
+    make: Callable[[], nn.Module], seed: int
+):
+    """Of sums that are zero, so that the slope of dx is all that the statistics add."""
+    noise = torch.randn(2, 4, 8, 64, generator=torch.Generator().manual_seed(seed))
+    noise[..., 32:] = -noise[..., :32]
+    layer = make()
+    layer.kernel = "cpu"
+    assert_layer_accurate(layer, noise[0] * 2.0**-6, noise[1] * 2.0 ** (-135 + seed % 8))
+
+
 @pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
 @pytest.mark.parametrize("name", CASES)
 def test_roundings_of_float32_are_few(name: str, mean: float):

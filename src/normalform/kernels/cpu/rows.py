@@ -72,11 +72,13 @@ _beyond = summed(beyond, 1)
 
 @small_kernel
 def singles(x: Any, args: int, part: int) -> None:
-    """The same in float32, behind them, and how many float32 computes with worse than others."""
+    """The same in float32, behind them, and how many are not that exactly, or nearly."""
     a, p = t.tables(args)
     both, wide = 2 * p[t.TILES] * p[t.LENGTH], t.numbers(a[t.SCRATCH], 0)
     copy(_single(a, p), wide, both)
-    (wide[both],) = _beyond(0, both, (wide,))
+    wide[both] = 0.0
+    if p[t.WEIGHT_KIND] == 1 or p[t.BIAS_KIND] == 1:
+        (wide[both],) = _beyond(0, both, (wide,))
 
 
 @helper

@@ -10,9 +10,9 @@ from numba.core import cgutils
 from normalform.kernels.cpu.memory import DOUBLE, FLOAT, constant, several
 
 FUSED = ("contract",)  # no other order of sums: (x - high) - low must be just that
-# Magnitudes of numbers that float32 computes with as exactly as with any: below, they have fewer
-# digits; and no finite x less such a number is infinite.
-LEAST, MOST = 2.0**-126, 2.0**100
+# Magnitudes of numbers that float32 computes with as exactly as with any: below, products and sums
+# of a result that is none of the smallest may be; and no finite x less such a number is infinite.
+LEAST, MOST = 2.0**-100, 2.0**100
 
 
 class Values:
@@ -62,11 +62,19 @@ class Values:
         small = self.builder.fcmp_ordered("<=", self.magnitude().value, most.value)
         return Values(self.builder, self.builder.select(small, near, self.value))
 
+    def large(self) -> Any:
+        """Whether it is larger than ``MOST``."""
+        return self.builder.fcmp_ordered(">", self.magnitude().value, self._all(MOST))
+
     def beyond(self) -> Any:
         """Whether float32 would compute with it less exactly than with others."""
         size, compare = self.magnitude().value, self.builder.fcmp_ordered
         little = compare("<", size, self._all(LEAST)), compare("!=", size, self._all(0.0))
-        return self.builder.or_(compare(">", size, self._all(MOST)), self.builder.and_(*little))
+        return self.builder.or_(self.large(), self.builder.and_(*little))
+
+    def counted(self, flags: Any) -> Values:
+        """1 where they are set, 0 elsewhere."""
+        return Values(self.builder, self.builder.uitofp(flags, self.value.type))
 
     def _call(self, name: str) -> Any:
         """What one of LLVM's functions makes of it."""

@@ -39,6 +39,7 @@ from normalform.kernels.cpu.memory import (
 from normalform.kernels.cpu.values import FUSED, MOST, Values
 
 _FEWEST = 128  # values that are worth writing past the cache
+_SINGLES = 2 * LANES  # values of float32 in a vector
 _SOON = 1024  # values: as many before it is written to is memory asked for otherwise
 
 
@@ -54,9 +55,9 @@ def mapped(
     Added to the last ``adds`` of them, which may not be rounded. The others must not be operands:
     some values are computed twice. ``at_once`` vectors are worked on together.
 
-    With ``single`` vectors are of float32, unless the tensors hold float64. Too few values for a
-    vector are computed in float64, one by one; so are all where float32 would compute with one of
-    the numbers worse than with others, or where other rows hold float64.
+    With ``single`` vectors are of float32, unless the tensors hold float64. Where there are too few
+    values for one, where float32 would compute with one of the numbers worse than with others, or
+    where other rows hold float64, they are of float64.
 
     With ``streams`` it is ``f(rows, start, stop, operands, ahead)``, for tensors that may lie
     beyond the cache. Unless ``ahead`` is negative, what the first ``streams`` operands hold
@@ -68,10 +69,9 @@ def mapped(
         to = [*_rows(builder, signature.args[0], args[0]).values()]
         sources = [*_rows(builder, signature.args[3], args[3]).values()]
         written, wide = len(to) - adds, types.float64 in {dtype for dtype, _ in sources}
-        narrow = single and to[0][0] != types.float64
-        sources = sources[: streams or 0]
+        narrow, sources = single and to[0][0] != types.float64, sources[: streams or 0]
         operands, apart = _reader(builder, signature.args[3], args[3], narrow and not wide)
-        width, many = (2 * LANES, (at_once + 1) // 2) if narrow else (LANES, at_once)
+        width, many = (_SINGLES, (at_once + 1) // 2) if narrow and not wide else (LANES, at_once)
 
         def put(i: int, at: Any, lanes: int, value: Any, again: Any, line: bool) -> None:
             if i >= written:
@@ -108,25 +108,33 @@ def mapped(
                     for at, value in zip(some, of_row, strict=True):
                         put(i, at, width, value.value, None, True)
 
-        run = _Run(builder, args[1], args[2], width, many, apart)
-        if narrow and wide:
-            run.one_by_one(emit)
-            return context.get_dummy_value()
-        if streams is None:
-            run.vectors(emit)
-            return context.get_dummy_value()
-        stays = builder.icmp_signed("<", args[4], WORD(0))
-        if apart is not None:
-            stays = builder.or_(stays, apart)
-        with builder.if_else(stays) as (near, far):
-            with near:
+        def stream(run: _Run) -> None:
+            if streams is None:
                 run.vectors(emit)
-            with far:
-                run = run._replace(apart=None)
-                if written:
-                    run.lines(to[:written], asking, whole)
-                else:
-                    run.vectors(asking)
+                return
+            stays = builder.icmp_signed("<", args[4], WORD(0))
+            with builder.if_else(stays) as (near, far):
+                with near:
+                    run.vectors(emit)
+                with far:
+                    if written:
+                        run.lines(to[:written], asking, whole)
+                    else:
+                        run.vectors(asking)
+
+        run = _Run(builder, args[1], args[2], LANES, at_once)
+        exactly = run._replace(at_once=1)
+        if not narrow:
+            stream(run)
+        elif wide:
+            exactly.vectors(emit)
+        else:
+            few = run.fewer_than(width)
+            with builder.if_else(few if apart is None else builder.or_(few, apart)) as (no, yes):
+                with no:
+                    exactly.vectors(emit)
+                with yes:
+                    stream(run._replace(lanes=width, at_once=many, enough=True))
         return context.get_dummy_value()
 
     if streams is None:
@@ -186,9 +194,8 @@ _fill, _copy = mapped(lambda value: (value,)), mapped(lambda source: (source,))
 
 
 def beyond(*numbers: Values) -> Sequence[Values]:
-    """How many are none that float32 computes with."""
-    counts = (n.builder.uitofp(n.beyond(), n.value.type) for n in numbers)
-    return (functools.reduce(operator.add, (Values(numbers[0].builder, n) for n in counts)),)
+    """How many are none that float32 computes with as with others."""
+    return (functools.reduce(operator.add, (n.counted(n.beyond()) for n in numbers)),)
 
 
 # ``f((sums,), start, stop, (row,))``: ``sums += row``; ``f(start, stop, (row,))``: its sum.
@@ -276,24 +283,28 @@ class _Run(NamedTuple):
     stop: Any
     lanes: int
     at_once: int
-    apart: Any = None  # whether they are taken one by one, if that is known but when it runs
+    enough: bool = False  # whether they are known to be none, or enough for a vector
 
     def vectors(self, emit: Callable[..., None]) -> None:
         """``emit(at, lanes, place, again)`` for all of them.
 
         ``place`` is that among ``at_once`` vectors, ``again`` says which lanes were there before.
         """
-        builder = self.builder
-        few = builder.icmp_signed("<", builder.sub(self.stop, self.start), WORD(self.lanes))
-        few = few if self.apart is None else builder.or_(few, self.apart)
-        with builder.if_else(few) as (short, long):
+        if self.enough:
+            self._together(emit)
+            return
+        with self.builder.if_else(self.fewer_than(self.lanes)) as (short, long):
             with short:
-                self.one_by_one(emit)
+                self._one_by_one(emit)
             with long:
                 self._together(emit)
 
-    def one_by_one(self, emit: Callable[..., None]) -> None:
-        """``emit(at, 1, 0, None)`` for each."""
+    def fewer_than(self, values: int) -> Any:
+        """Whether they are."""
+        size = self.builder.sub(self.stop, self.start)
+        return self.builder.icmp_signed("<", size, WORD(values))
+
+    def _one_by_one(self, emit: Callable[..., None]) -> None:
         builder = self.builder
         with cgutils.for_range_slice(builder, self.start, self.stop, WORD(1)) as (at, _):
             emit(at, 1, 0, None)
@@ -371,7 +382,7 @@ def _reader(
         singles, apart = _narrowed(builder, given, rows)
 
     def read(at: Any, lanes: int) -> list[Values]:
-        single = narrow and lanes > 1
+        single = narrow and lanes == _SINGLES
         found = [
             memory.read(builder, *rows[i], at, lanes, single)
             if i in rows
