@@ -182,8 +182,8 @@ def test_every_value_is_written_past_the_cache_once(size: int, dtype: type, ahea
             other[:] = 9
 
 
-ANY = (0.0, -0.5, -LEAST, MOST, np.nan)
-WORSE = (LEAST / 2, -1e-40, 1e-200, 1.5 * MOST, -1e300, np.inf)
+ANY = (0.0, -0.5, -LEAST, MOST, np.nan, -np.inf)
+WORSE = (LEAST / 2, -1e-40, 1e-200, 1.5 * MOST, -1e300)
 
 
 @pytest.mark.parametrize("ahead", [None, -1, 77])

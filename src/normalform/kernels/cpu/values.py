@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -63,8 +64,10 @@ class Values:
         return Values(self.builder, self.builder.select(small, near, self.value))
 
     def large(self) -> Any:
-        """Whether it is larger than ``MOST``."""
-        return self.builder.fcmp_ordered(">", self.magnitude().value, self._all(MOST))
+        """Whether it is larger than ``MOST``, and finite: what is not stays in its cell."""
+        size, compare = self.magnitude().value, self.builder.fcmp_ordered
+        finite = compare("<", size, self._all(math.inf))
+        return self.builder.and_(compare(">", size, self._all(MOST)), finite)
 
     def beyond(self) -> Any:
         """Whether float32 would compute with it less exactly than with others."""

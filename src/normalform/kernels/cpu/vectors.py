@@ -130,10 +130,13 @@ def mapped(
             exactly.vectors(emit)
         else:
             few = run.fewer_than(width)
-            with builder.if_else(few if apart is None else builder.or_(few, apart)) as (no, yes):
-                with no:
+            with builder.if_else(few if apart is None else builder.or_(few, apart)) as (
+                double,
+                float_,
+            ):
+                with double:
                     exactly.vectors(emit)
-                with yes:
+                with float_:
                     stream(run._replace(lanes=width, at_once=many, enough=True))
         return context.get_dummy_value()
 
