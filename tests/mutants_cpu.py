@@ -440,15 +440,15 @@ MUTANTS = [
     Mutant(
         "columns: a coefficient that float32 computes worse with is one of any",
         columns,
-        "is_double(x) or _of_rows(0, count, rows)[0] == 0.0",
+        "is_double(x) or _any_beyond(0, count, rows)[0] == 0.0",
         "True",
         lambda: cpu.test_statistics_that_float32_cannot_hold("batch, last", 1e28),
     ),
     Mutant(
         "columns: the weight of evaluation that is none for float32",
         columns,
-        "_of_row(0, c1 - c0, (factor,))[0] > 0.0",
-        "_of_row(0, c1 - c0, (factor,))[0] < 0.0",
+        "any_beyond(0, c1 - c0, (factor,))[0] > 0.0",
+        "any_beyond(0, c1 - c0, (factor,))[0] < 0.0",
         lambda: cpu.test_weights_that_float32_computes_worse_with("batch, last", 1e-39),
     ),
     Mutant(

@@ -16,6 +16,7 @@ from normalform.kernels.cpu.planes import distances, gradient, output, products,
 from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
     add,
+    any_beyond,
     beyond,
     copy,
     fill,
@@ -104,13 +105,13 @@ def _beyond(point: Values, *others: Values) -> Sequence[Values]:
     return (beyond(*others)[0] + point.counted(point.large()),)
 
 
-_of_rows, _of_row = summed(_beyond, 1), summed(beyond, 1)
+_any_beyond = summed(_beyond, 1)
 
 
 @helper
 def _fit(x: Any, rows: Any, count: int) -> bool:
     """Whether the type that x is computed in holds a row of points and others of coefficients."""
-    return is_double(x) or _of_rows(0, count, rows)[0] == 0.0
+    return is_double(x) or _any_beyond(0, count, rows)[0] == 0.0
 
 
 @helper
@@ -381,7 +382,7 @@ def scale(x: Any, args: int, part: int) -> None:
     for item in range(first, last):
         unit, _, c0, c1, start, rows, values = _item(p, item)
         factor = spread + t.SPREAD * t.spread_at(p, unit) + t.SCALE * channels + c0
-        if not is_double(x) and _of_row(0, c1 - c0, (factor,))[0] > 0.0:
+        if not is_double(x) and any_beyond(0, c1 - c0, (factor,))[0] > 0.0:
             _in_double((factor,), c1 - c0, p[t.WIDTH], exact)
             for i in range(start, start + rows * channels * p[t.WIDTH], channels * p[t.WIDTH]):
                 _scaled((dx + i,), 0, values, (dy + i, exact), p[t.AHEAD_BACK])

@@ -26,7 +26,7 @@ from normalform.kernels.cpu.compiled import (
 from normalform.kernels.cpu.planes import moments_of, run_moments
 from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
-    beyond,
+    any_beyond,
     copy,
     fill,
     is_double,
@@ -67,9 +67,6 @@ def expand(x: Any, args: int, part: int) -> None:
     _wide(p, a[t.BIAS], p[t.BIAS_KIND], 0.0, wide + p[t.TILES] * p[t.LENGTH])
 
 
-_beyond = summed(beyond, 1)
-
-
 @small_kernel
 def singles(x: Any, args: int, part: int) -> None:
     """The same in float32, behind them, and how many are not that exactly, or nearly."""
@@ -78,7 +75,7 @@ def singles(x: Any, args: int, part: int) -> None:
     copy(_single(a, p), wide, both)
     wide[both] = 0.0
     if p[t.WEIGHT_KIND] == 1 or p[t.BIAS_KIND] == 1:
-        (wide[both],) = _beyond(0, both, (wide,))
+        (wide[both],) = any_beyond(0, both, (wide,))
 
 
 @helper

@@ -130,13 +130,11 @@ def mapped(
             exactly.vectors(emit)
         else:
             few = run.fewer_than(width)
-            with builder.if_else(few if apart is None else builder.or_(few, apart)) as (
-                double,
-                float_,
-            ):
+            worse = few if apart is None else builder.or_(few, apart)
+            with builder.if_else(worse) as (double, single_):
                 with double:
                     exactly.vectors(emit)
-                with float_:
+                with single_:
                     stream(run._replace(lanes=width, at_once=many, enough=True))
         return context.get_dummy_value()
 
@@ -201,6 +199,7 @@ def beyond(*numbers: Values) -> Sequence[Values]:
     return (functools.reduce(operator.add, (n.counted(n.beyond()) for n in numbers)),)
 
 
+any_beyond = summed(beyond, 1)
 # ``f((sums,), start, stop, (row,))``: ``sums += row``; ``f(start, stop, (row,))``: its sum.
 add, total = mapped(lambda row: (row,), adds=1), summed(lambda row: (row,), 1)
 
