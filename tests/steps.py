@@ -53,8 +53,8 @@ def assert_same(
 ) -> None:
     """Equal but for one rounding of what was exact: an ulp, and float64's own error.
 
-    Kernels round to float32 on their way, the recipe does not: where one is compared with the
-    other, ``terms`` ulp of the largest value more.
+    Kernels round to float32 on their way: where one is compared with another, or with the
+    recipe, ``terms`` ulp of the largest value more.
     """
     assert list(actual) == list(expected)
     for name, value in actual.items():
