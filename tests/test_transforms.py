@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -213,6 +213,22 @@ def test_subclasses_and_modes_see_ordinary_operators(name: str):
     assert_same({"y": y.detach()}, {"y": expected.detach()}, terms=2)
     assert "aten.rsqrt.default" in watching.seen
     assert all(operator.startswith("aten.") for operator in watching.seen)
+
+
+@each_layer
+def test_a_gradient_of_y_with_a_tangent(name: str):
+    """dx is linear in dy, so that its tangent is the gradient by the tangent."""
+    layer, x = prepared(name)
+    x.requires_grad_()
+    y = layer(x)
+    dy, tangent = direction(y), example(tuple(y.shape), seed=1)
+    torch.autograd.grad(y, x, dy, retain_graph=True)  # such a dy is known from now on
+    (expected,) = torch.autograd.grad(y, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, tangent))
+        found = forward_ad.unpack_dual(dx).tangent
+    assert found is not None
+    assert_same({"dx": found}, {"dx": expected}, terms=8)
 
 
 def test_flops_of_a_network_are_those_of_its_convolutions():

@@ -201,8 +201,6 @@ def layer_norm(
     >>> nf.functional.layer_norm(torch.tensor([[1., 3.]]), (2,), eps=0)
     tensor([[-1.,  1.]])
     """
-    if path.exporting() or kernel == "torch":
-        return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return path.rows(
         input, normalized_shape, path.ROWS, weight, bias, eps, kernel=kernel, who="layer_norm"
     )
@@ -240,8 +238,6 @@ def group_norm(
     >>> nf.functional.group_norm(torch.tensor([[1., 3., 10., 30.]]), 2, eps=0)
     tensor([[-1.,  1., -1.,  1.]])
     """
-    if path.exporting() or kernel == "torch":
-        return F.group_norm(input, num_groups, weight, bias, eps)
     return path.grouped(input, num_groups, weight, bias, eps, kernel=kernel, who="group_norm")
 
 
@@ -274,11 +270,6 @@ def rms_norm(
     >>> nf.functional.rms_norm(torch.tensor([[3., 4., 0., 0.]]), (4,), eps=0.)
     tensor([[1.2000, 1.6000, 0.0000, 0.0000]])
     """
-    if path.exporting() or kernel == "torch" or input.is_complex():
-        return F.rms_norm(input, normalized_shape, weight, eps)
-    if eps is None:
-        wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-        eps = torch.finfo(wide).eps
     return path.rows(
         input, normalized_shape, path.RMS_ROWS, weight, None, eps, kernel=kernel, who="rms_norm"
     )

@@ -56,6 +56,8 @@ def grouped(
     y = known(options, kernel, input, weight, bias)
     if y is not None:
         return y
+    if exporting() or kernel == "torch":
+        return F.group_norm(input, num_groups, weight, bias, eps)
     require_groups(input, num_groups, who)
     recipes = (read("group", g=num_groups),)
     return run(Call(input, recipes, weight, bias, eps, who=who), kernel, options)
@@ -178,17 +180,23 @@ def rows(
     recipe: Recipe,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     *,
     kernel: str,
     who: object,
 ) -> Tensor:
-    """A norm over the trailing axes: rows of one ``n [c]``."""
-    shape = tuple(normalized_shape)
+    """A norm over the trailing axes: rows of one ``n [c]``. ``eps`` is None only in RMS norm."""
+    shape, nested = tuple(normalized_shape), input.is_nested
     options = shape, eps, recipe
-    y = known(options, kernel, input, weight, bias)
+    y = None if nested else known(options, kernel, input, weight, bias)
     if y is not None:
         return y
+    if exporting() or kernel == "torch" or nested or (input.is_complex() and not recipe.center):
+        if recipe.center and eps is not None:
+            return F.layer_norm(input, shape, weight, bias, eps)
+        return F.rms_norm(input, shape, weight, eps)
+    if eps is None:
+        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
     require_rows(input, shape, weight, bias, who)
     if input.numel() == 0:
         return affine(input, weight, bias)

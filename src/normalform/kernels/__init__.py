@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -123,12 +123,19 @@ def is_channels_last(x: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether somebody watches the operators: a compiler, a tracer, a mode, a transform."""
-    return bool(
+    return is_watched_by_mode() or bool(
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
+        or peek_interpreter_stack() is not None
+    )
+
+
+def is_watched_by_mode() -> bool:
+    """The part of it that how torch would dispatch the operators of a tensor does not tell."""
+    return bool(
+        torch.compiler.is_dynamo_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
 
@@ -226,6 +233,10 @@ def work_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if exporting() or not has_float64(x.device) else torch.float64
 
 
+# x, weight, bias, and both logits where there are any.
+Saved: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, *tuple[Tensor, ...]]"
+
+
 class Steps(Protocol):
     """A norm laid over a shape, and how it is computed there, forward and backward."""
 
@@ -242,17 +253,18 @@ class Steps(Protocol):
         """The output, and what the backward needs besides its inputs if there will be one."""
         ...
 
+    def takes(self, dy: Tensor, *saved: Tensor | None) -> bool:
+        """Whether tensors that lie as these were taken before."""
+        ...
+
+    def arranged(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Saved]:
+        """The same values, as the backward takes them."""
+        ...
+
     def backward(
-        self,
-        kept: Any,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        logits: Pair | None,
-        needs: Sequence[bool],
+        self, kept: Any, dy: Tensor, saved: Saved, needs: Sequence[bool]
     ) -> Sequence[Tensor | None]:
-        """The gradients of x, weight, bias and both logits, where they are needed."""
+        """The gradients of what is saved, where they are needed."""
         ...
 
     def again(
@@ -279,19 +291,23 @@ class _Normalize(torch.autograd.Function):
         bias: Tensor | None,
         *logits: Any,
     ) -> Tensor:
-        ctx.steps, running, momentum = how
-        y, ctx.kept = ctx.steps.forward(x, weight, bias, logits or None, running, momentum, True)
+        steps, running, momentum = how
+        y, kept = steps.forward(x, weight, bias, logits or None, running, momentum, True)
+        ctx.made = steps, kept
         ctx.save_for_backward(x, weight, bias, *logits)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Differentiated once more, or for many dy at once: the passes work in place and cannot.
-        ordinary = type(dy) is Tensor and not is_watched() and not is_legacy_batchedtensor(dy)
-        if not ordinary or torch.is_grad_enabled():
-            return (None, *_differentiable_backward(ctx, dy))
+        steps, kept = ctx.made
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        return (None, *ctx.steps.backward(ctx.kept, dy, *saved[:3], saved[3:] or None, needs))
+        if torch.is_grad_enabled() or is_watched_by_mode() or not steps.takes(dy, *saved):
+            # Differentiated once more, or for many dy at once: the passes work in place and cannot.
+            ordinary = type(dy) is Tensor and not is_watched() and not is_legacy_batchedtensor(dy)
+            if not ordinary or torch.is_grad_enabled():
+                return (None, *_differentiable_backward(steps, kept, dy, saved, needs))
+            dy, saved = steps.arranged(dy, saved)
+        return (None, *steps.backward(kept, dy, saved, needs))
 
 
 # Past what the classes of torch.autograd do in Python: the backward's looks for another way to
@@ -322,17 +338,19 @@ class ByPasses(NamedTuple):
         blended = blend(self.compact, running, logits, self.plan)
         return self.passes.apply(x, blended.at, weight, bias), blended
 
+    def takes(self, dy: Tensor, *saved: Tensor | None) -> bool:
+        """See :class:`Steps`; none are remembered."""
+        return False
+
+    def arranged(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Saved]:
+        """See :class:`Steps`; the passes take any."""
+        return dy, saved
+
     def backward(
-        self,
-        kept: Blend,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        logits: Pair | None,
-        needs: Sequence[bool],
+        self, kept: Blend, dy: Tensor, saved: Saved, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """See :class:`Steps`."""
+        x, weight, bias, *logits = saved
         at = kept.at
         joint = _joint_shape(at.mean, at.rstd, weight, bias)
         total, product = self.passes.sums(dy, x, at, joint)
@@ -350,11 +368,10 @@ class ByPasses(NamedTuple):
         if needs[0]:
             terms = terms_of_dx(kept, self.plan, dmean, dvar)
             dx = self.passes.grad_input(dy, x, scale, terms)
-        dlogits: list[Tensor | None] = [None, None]
-        if logits is not None and (needs[3] or needs[4]):
-            pairs = zip(logit_gradients(kept, dmean, dvar), logits, strict=True)
-            dlogits = [gradient.to(logit) for gradient, logit in pairs]
-        return [dx, dweight, dbias, *dlogits]
+        if not any(needs[3:]):
+            return [dx, dweight, dbias, *(None for _ in logits)]
+        pairs = zip(logit_gradients(kept, dmean, dvar), logits, strict=True)
+        return [dx, dweight, dbias, *(gradient.to(logit) for gradient, logit in pairs)]
 
     def again(
         self,
@@ -374,13 +391,13 @@ def _joint_shape(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    needs = ctx.needs_input_grad[1:]
-    saved = ctx.saved_tensors
-    wanted = [t for t, needed in zip(saved, needs, strict=True) if needed]
-    again = torch.is_grad_enabled()
+def _differentiable_backward(
+    steps: Steps, kept: Any, dy: Tensor, saved: Saved, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    wanted = [t for t, needed in zip(saved, needs, strict=True) if needed and t is not None]
+    again, (x, weight, bias, *logits) = torch.is_grad_enabled(), saved
     with torch.enable_grad():
-        y = ctx.steps.again(ctx.kept, *saved[:3], saved[3:] or None)
+        y = steps.again(kept, x, weight, bias, both(*logits) if logits else None)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))
     return [next(found) if needed else None for needed in needs]
 

@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
-from normalform.kernels import Steps, differentiable, is_plain, is_watched
+from normalform.kernels import Steps, differentiable, is_plain, is_watched, is_watched_by_mode
 from normalform.kernels.plan import Pair
 
 
 class Alike(Protocol):
-    """Whether tensors are what some tensors were in all but their values."""
+    """Whether tensors are what some tensors were in all but their values.
+
+    And whether torch would dispatch their operators as it did then: under a transform or a tracer
+    it does not; of what else watches :func:`is_watched_by_mode` knows.
+    """
 
     def check(self, *tensors: Tensor) -> bool:
         """Whether these are, too."""
@@ -31,6 +35,7 @@ class Alike(Protocol):
 _Remembered = tuple[Alike, Steps, bool]
 _remembered: dict[tuple[Any, ...], list[_Remembered]] = {}
 _MOST, _MOST_ALIKE = 4096, 16  # keys, and layouts of a key
+_OURS, _ORDINARY = ("auto", "cpu"), (Tensor, Parameter)
 
 
 def known(
@@ -44,11 +49,11 @@ def known(
     momentum: float | Tensor = 0.0,
 ) -> Tensor | None:
     """The result, if the same call was made before on tensors that lay in memory as these do."""
-    if kernel not in ("auto", "cpu") or type(x) not in (Tensor, Parameter) or is_watched():
+    if is_watched_by_mode() or kernel not in _OURS or type(x) not in _ORDINARY:
         return None
-    found = _remembered.get(_key(options, x, weight, bias, logits, running))
+    key, tensors = _asked(options, x, weight, bias, logits, running)
+    found = _remembered.get(key)
     if found is not None:
-        tensors = given(x, weight, bias, logits, running)
         for each, steps, learns in found:
             if each.check(*tensors):
                 return differentiable(
@@ -70,15 +75,16 @@ def remember(
     """For :func:`known`."""
     if len(_remembered) >= _MOST:
         _remembered.clear()
-    found = _remembered.setdefault(_key(options, x, weight, bias, logits, running), [])
+    key, tensors = _asked(options, x, weight, bias, logits, running)
+    found = _remembered.setdefault(key, [])
     if len(found) >= _MOST_ALIKE:
         found.clear()
-    found.append((alike(given(x, weight, bias, logits, running)), steps, learns))
+    found.append((alike(tensors), steps, learns))
 
 
 def count(counter: Tensor) -> None:
     """``counter += 1``. In torch's operator that takes a quarter of a small batch norm."""
-    if not is_watched() and _is_counter(counter) and (at := counter.data_ptr()):
+    if not is_watched_by_mode() and _is_counter(counter) and (at := counter.data_ptr()):
         c_int64.from_address(at).value += 1
         increment_version(counter)
     else:
@@ -93,31 +99,21 @@ def is_ordinary(
     running: Pair | None,
 ) -> bool:
     """Whether the compiled kernels may read the memory of these tensors."""
-    tensors = given(x, weight, bias, logits, running)
+    _, tensors = _asked((), x, weight, bias, logits, running)
     if not is_plain(*tensors) or any(t._is_zerotensor() for t in tensors):
         return False
     return x.is_cpu and x.layout is torch.strided and not x.is_neg()
 
 
-def _key(
+def _asked(
     options: tuple[Any, ...],
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     logits: Pair | None,
     running: Pair | None,
-) -> tuple[Any, ...]:
-    return options, x.shape, weight is None, bias is None, logits is None, running is None
-
-
-def given(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    logits: Pair | None,
-    running: Pair | None = None,
-) -> list[Tensor]:
-    """Those that there are."""
+) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """What such calls are found by, and the tensors that they compare."""
     tensors = [x]
     if weight is not None:
         tensors.append(weight)
@@ -127,7 +123,8 @@ def given(
         tensors += logits
     if running is not None:
         tensors += running
-    return tensors
+    key = options, x.shape, weight is None, bias is None, logits is None, running is None
+    return key, tensors
 
 
 _counters: list[Alike] = []
@@ -152,7 +149,7 @@ class _Described:
 
     def check(self, *tensors: Tensor) -> bool:
         """See :class:`Alike`."""
-        return [_described(t) for t in tensors] == self.were
+        return not is_watched() and [_described(t) for t in tensors] == self.were
 
 
 def _described(t: Tensor) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normalform.cells import Cells
-from normalform.kernels import both, cpu_engine, exporting, is_channels_last
+from normalform.kernels import Saved, both, cpu_engine, exporting, is_channels_last
 from normalform.kernels.call import Call
 from normalform.kernels.plan import Pair
 from normalform.kernels.request import Request, are_rows, requested
@@ -200,8 +200,11 @@ def norm_backward(
     logits = both(mean_logits, var_logits)
     steps = _steps(x, weight, bias, logits, running, eps, form)
     small = _last(kept, steps.layout.small)
-    found = steps.backward(small, dy, x, weight, bias, logits, needs)
-    return [t for t, needed in zip(found, needs, strict=True) if needed and t is not None]
+    saved: Saved = x, weight, bias, *(logits or ())
+    if not steps.takes(dy, *saved):
+        dy, saved = steps.arranged(dy, saved)
+    found = steps.backward(small, dy, saved, needs)
+    return [t for t, needed in zip(found, needs, strict=False) if needed and t is not None]
 
 
 def _last(numbers: Tensor, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from normalform import functional, path
+from normalform import path
 from normalform.layers.shared import PARAMETERS, as_leaf, held, is_traced
 
 
@@ -39,8 +39,6 @@ class LayerNorm(nn.LayerNorm):
         """Normalize ``input``."""
         if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
-        if path.exporting() or self.kernel == "torch" or input.is_nested:
-            return super().forward(input)
         weight, bias = held(self, self._parameters, PARAMETERS)
         return path.rows(
             input, self.normalized_shape, path.ROWS, weight, bias, self.eps, kernel=self.kernel,
@@ -79,8 +77,6 @@ class GroupNorm(nn.GroupNorm):
         """Normalize ``input``."""
         if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
-        if path.exporting() or self.kernel == "torch":
-            return super().forward(input)
         weight, bias = held(self, self._parameters, PARAMETERS)
         return path.grouped(
             input, self.num_groups, weight, bias, self.eps, kernel=self.kernel, who=self
@@ -116,8 +112,8 @@ class RMSNorm(nn.RMSNorm):
         """Normalize ``x``."""
         if type(x) is not Tensor and is_traced(x):
             return as_leaf(self, x)
-        if path.exporting() or self.kernel == "torch" or x.is_nested:
-            return super().forward(x)
-        return functional.rms_norm(
-            x, self.normalized_shape, self.weight, self.eps, kernel=self.kernel
-        )
+        weight = held(self, self._parameters, PARAMETERS[:1])[0]
+        return path.rows(
+            x, self.normalized_shape, path.RMS_ROWS, weight, None, self.eps, kernel=self.kernel,
+            who=self,
+        )  # fmt: skip

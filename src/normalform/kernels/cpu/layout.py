@@ -245,7 +245,9 @@ class Programs:
         self.table[t.FOURS] = self._by_fours(t.AHEAD, FOURS)
         self.table[t.FOURS_BACK] = self._by_fours(t.AHEAD_BACK, FOURS_BACK)
         self.address = self.table.ctypes.data
-        self._made: dict[tuple[bool, bool] | None, tuple[np.ndarray, int]] = {}
+        self.forward_at = 0  # where its program is, once there is one
+        self._made: dict[tuple[bool, bool] | None, int] = {}
+        self._programs: list[np.ndarray] = []  # none in use must be freed
 
     def _ahead(self, items_a_part: int, *, forward: bool) -> int:
         """How many values later the memory is asked for that a pass will come to.
@@ -285,19 +287,17 @@ class Programs:
             return False
         return bool((WIDE or values <= longest) and (p[ahead] < 0 or values > LONG_ROW))
 
-    def forward(self) -> tuple[np.ndarray, int]:
-        """The program and its address."""
-        return self._made.get(None) or self._make(None, self._forward_phases())
+    def forward(self) -> int:
+        """Where the program is."""
+        self.forward_at = self._made.get(None) or self._make(None, self._forward_phases())
+        return self.forward_at
 
-    def backward(self, dx: bool, small: bool) -> tuple[np.ndarray, int]:
+    def backward(self, dx: bool, small: bool) -> int:
         """For the gradients that are needed: x's, those of the small arrays."""
         key = dx, small
         return self._made.get(key) or self._make(key, self._backward_phases(dx, small))
 
-    def _make(
-        self, key: tuple[bool, bool] | None, phases: list[tuple[int, list[Kernel]]]
-    ) -> tuple[np.ndarray, int]:
-        # Where two threads make one, the first stays for both: a table in use must not be freed.
+    def _make(self, key: tuple[bool, bool] | None, phases: list[tuple[int, list[Kernel]]]) -> int:
         # A lock, as in functools.cached_property, would stay taken in a child after fork.
         return self._made.setdefault(key, self._program(phases))
 
@@ -349,7 +349,7 @@ class Programs:
     def _passes(self) -> ModuleType:
         return columns if self.layout.kind == "columns" else planes
 
-    def _program(self, phases: list[tuple[int, list[Kernel]]]) -> tuple[np.ndarray, int]:
+    def _program(self, phases: list[tuple[int, list[Kernel]]]) -> int:
         dtype = self.layout.request.dtype
         table = team.program(
             [
@@ -361,7 +361,8 @@ class Programs:
                 if kernels
             ]
         )
-        return table, table.ctypes.data
+        self._programs.append(table)
+        return table.ctypes.data
 
 
 def _blocks(cells: Cells | None, units: int) -> tuple[int, int]:

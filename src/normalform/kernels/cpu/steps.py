@@ -6,7 +6,7 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from normalform.kernels import composite, warn_not_finite
+from normalform.kernels import Saved, composite, warn_not_finite
 from normalform.kernels.call import Call
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu import team
 from normalform.kernels.cpu.layout import PARALLEL, Layout
-from normalform.kernels.known import Alike, alike, given
+from normalform.kernels.known import alike
 from normalform.kernels.plan import Pair
 from normalform.kernels.request import pattern, requested
 
+RUNNING = "running_mean", "running_var"
 # The table of a call, see ``table``: all of it, and as much of it as the forward needs.
 _CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
 _FORWARD = struct.Struct(f"12qd{8 * (t.ARGS - 13)}x")
@@ -52,8 +53,10 @@ class Compiled:
         self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
         # Torch is faster at making a tensor like another than one of a size.
-        self.small = _NUMBER.expand(layout.small)
-        self.taken: Alike | None = None
+        self.small, self.after_small = _NUMBER.expand(layout.small), 8 * layout.small
+        self.most = max(layout.temporary + layout.small, layout.scratch)
+        self.fits, self.rows = self.most <= _LARGEST, layout.kind == "rows"
+        self.takes: Callable[..., bool] = _none
 
     def __str__(self) -> str:
         threads = self.few or f"threads: {torch.get_num_threads()}"
@@ -81,14 +84,16 @@ class Compiled:
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The output, and the small arrays; running statistics are moved where they are tracked."""
-        threads = 1 if self.alone else torch.get_num_threads()
-        programs = self.alone or self.layout.programs(threads)
+        programs, threads = self.alone, 1
+        if programs is None:
+            threads = torch.get_num_threads()
+            programs = self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
         y = _new(x) if self.huge else torch.empty_like(x)
-        size, temporary = self.layout.small, self.layout.temporary
-        scratch = _scratch(temporary if keep else temporary + size)
-        small = torch.empty_like(self.small) if keep else scratch
+        memory = _local.memory if self.fits else _scratch(self.most)
+        small = torch.empty_like(self.small) if keep else memory
+        scratch = memory.data_ptr()
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         mean = var = 0
         if running is not None:
@@ -96,8 +101,8 @@ class Compiled:
             if not mean or not var:
                 raise _freed("running_var" if mean else "running_mean")
         args = _FORWARD.pack(
-            programs.forward()[1], programs.address, at_x, y.data_ptr(), small.data_ptr(),
-            scratch.data_ptr() + (0 if keep else 8 * size),
+            programs.forward_at or programs.forward(), programs.address,
+            at_x, y.data_ptr(), small.data_ptr(), scratch if keep else scratch + self.after_small,
             at_weight, at_bias, to_mean, to_var, mean, var, momentum,
         )  # fmt: skip
         if self.tracks and running is not None:
@@ -111,31 +116,46 @@ class Compiled:
         told = _Table.from_buffer_copy(args)
         team.run(told, threads)
         increment_version(running)
-        for name, at in (("running_mean", t.NOT_FINITE_MEAN), ("running_var", t.NOT_FINITE_VAR)):
-            if told[at]:
-                warn_not_finite(name, told[at], self.layout.request.shape[1])
+        if told[t.NOT_FINITE_MEAN] or told[t.NOT_FINITE_VAR]:
+            channels = self.layout.request.shape[1]
+            for name, at in zip(RUNNING, (t.NOT_FINITE_MEAN, t.NOT_FINITE_VAR), strict=True):
+                if told[at]:
+                    warn_not_finite(name, told[at], channels)
+
+    def arranged(self, dy: Tensor, saved: Saved) -> tuple[Tensor, Saved]:
+        """What the backward gets, as the kernels read it: mostly as it is, and then it is taken."""
+        asked, (x, weight, bias, *logits) = self.layout.request, saved
+        x = _as_saved("input", x, asked.dtype, self.layout.values, self.lies)
+        samples, channels = asked.shape[:2]
+        params = channels * samples if asked.per_sample else channels
+        if weight is not None:
+            weight = _as_saved("weight", weight, asked.weight, params)
+        if bias is not None:
+            bias = _as_saved("bias", bias, asked.bias, params)
+        branches = len(asked.plan.branches)
+        logits = [_as_saved("logits", t, asked.logits, branches) for t in logits]
+        came, found = (dy, *saved), (x, weight, bias, *logits)
+        if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
+            dy = torch.empty_like(x).copy_(dy)
+        if all(a is b for a, b in zip(came, (dy, *found), strict=True)):
+            self.takes = _alike(came)
+        return dy, found
 
     def backward(
-        self,
-        kept: Tensor,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        logits: Pair | None,
-        needs: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        self, kept: Tensor, dy: Tensor, saved: Saved, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
         """The gradients of x, weight, bias and both logits, those that are needed."""
-        threads = 1 if self.alone else torch.get_num_threads()
-        programs = self.alone or self.layout.programs(threads)
-        if self.taken is None or not self.taken.check(*given(dy, weight, bias, logits), x):
-            dy, x, weight, bias, logits = self._arranged(dy, x, weight, bias, logits)
+        programs, threads = self.alone, 1
+        if programs is None:
+            threads = torch.get_num_threads()
+            programs = self.layout.programs(threads)
+        x, weight, bias, *logits = saved
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         if not (at_dy := dy.data_ptr()):
             raise _freed("the gradient of the output")
         dx = dweight = dbias = dmean = dvar = None
         to_dx = to_dweight = to_dbias = to_dmean = to_dvar = 0
-        if needs[0] or self.layout.kind == "rows":  # whose kernel makes both at once
+        if needs[0] or self.rows:  # whose kernel makes all at once
             dx = _new(x) if self.huge else torch.empty_like(x)
             to_dx = dx.data_ptr()
         if needs[1] and weight is not None:
@@ -144,43 +164,21 @@ class Compiled:
         if needs[2] and bias is not None:
             dbias = torch.empty_like(bias)
             to_dbias = dbias.data_ptr()
-        if logits is not None and (needs[3] or needs[4]):
+        if logits and (needs[3] or needs[4]):
             dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
             if self.layout.blends:  # else they decide nothing
                 to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
-        program = programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0)
-        scratch = _scratch(self.layout.scratch)
+        memory = _local.memory if self.fits else _scratch(self.most)
         args = _CALL.pack(
-            program[1], programs.address, at_x, 0, kept.data_ptr(), scratch.data_ptr(),
+            programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0), programs.address,
+            at_x, 0, kept.data_ptr(), memory.data_ptr(),
             at_weight, at_bias, to_mean, to_var, 0, 0, 0.0, 0, 0,
             at_dy, to_dx, to_dweight, to_dbias, to_dmean, to_dvar,
         )  # fmt: skip
         team.run(args, threads)
-        return dx if needs[0] else None, dweight, dbias, dmean, dvar
-
-    def _arranged(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Pair | None]:
-        """What the backward gets, as the kernels read it: mostly as it is, and then it is taken."""
-        asked, came = self.layout.request, [*given(dy, weight, bias, logits), x]
-        x = _as_saved("input", x, asked.dtype, self.layout.values, self.lies)
-        samples, channels = asked.shape[:2]
-        params = channels * samples if asked.per_sample else channels
-        if weight is not None:
-            weight = _as_saved("weight", weight, asked.weight, params)
-        if bias is not None:
-            bias = _as_saved("bias", bias, asked.bias, params)
-        if logits is not None:
-            branches = len(asked.plan.branches)
-            mean_logits, var_logits = (
-                _as_saved("logits", t, asked.logits, branches) for t in logits
-            )
-            logits = mean_logits, var_logits
-        if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
-            dy = torch.empty_like(x).copy_(dy)
-        if all(a is b for a, b in zip(came, [*given(dy, weight, bias, logits), x], strict=True)):
-            self.taken = alike(came)
-        return dy, x, weight, bias, logits
+        if not needs[0]:
+            dx = None
+        return (dx, dweight, dbias, dmean, dvar) if logits else (dx, dweight, dbias)
 
     def again(
         self,
@@ -212,14 +210,14 @@ class Compiled:
 
 
 def _addresses(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Pair | None
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Sequence[Tensor] | None
 ) -> tuple[int, int, int, int, int]:
     """Where they are, 0 for None; to the kernels 0 is a parameter that there is not."""
     at_x = x.data_ptr()
     at_weight = 0 if weight is None else weight.data_ptr()
     at_bias = 0 if bias is None else bias.data_ptr()
     to_mean = to_var = 0
-    if logits is not None:
+    if logits:
         to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
         if not to_mean or not to_var:
             raise _freed("var_weight" if to_mean else "mean_weight")
@@ -286,19 +284,34 @@ def _madvise() -> Any:
     return advise
 
 
-_local = threading.local()
 _LARGEST = 1 << 16  # numbers, half a megabyte for each thread that computes
 
 
+class _Local(threading.local):
+    """Memory of each thread for float64 numbers that nobody needs once a call is over."""
+
+    def __init__(self) -> None:
+        self.memory = _scratch(_LARGEST)
+
+
 def _scratch(size: int) -> Tensor:
-    """Memory for float64 numbers that nobody needs once the call is over."""
-    if size > _LARGEST:
-        return torch.empty(size, dtype=torch.float64)
-    try:
-        return _local.memory
-    except AttributeError:
-        _local.memory = torch.empty(_LARGEST, dtype=torch.float64)
-        return _local.memory
+    return torch.empty(size, dtype=torch.float64, device="cpu")
+
+
+_local = _Local()
+
+
+def _none(*tensors: Tensor | None) -> bool:
+    return False
+
+
+def _alike(tensors: Sequence[Tensor | None]) -> Callable[..., bool]:
+    """:func:`alike` of those that there are."""
+    there = [t for t in tensors if t is not None]
+    check = alike(there).check
+    if len(there) == len(tensors):
+        return check
+    return lambda *others: check(*[t for t in others if t is not None])
 
 
 def find(call: Call) -> Compiled | str:
