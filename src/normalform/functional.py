@@ -113,8 +113,6 @@ def batch_norm(
     tensor([[-1.],
             [ 1.]])
     """
-    if path.exporting() or kernel == "torch":
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return path.batch_norm(
         input, running_mean, running_var, weight, bias, training, momentum, eps,
         kernel=kernel, who="batch_norm",

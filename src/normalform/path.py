@@ -112,6 +112,10 @@ def running_norm(
     y = known(options, kernel, input, weight, bias, logits, running, momentum)
     if y is not None:
         return y
+    if recipes == (BATCH,) and logits is None and (exporting() or kernel == "torch"):
+        return F.batch_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, float(momentum), eps
+        )
     require_float(input, who)
     if input.ndim < 2:
         raise ValueError(f"{who} takes (N, C, *), got an input of shape {list(input.shape)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normalform import path
@@ -95,8 +94,6 @@ class _FrozenBatchNorm(nn.Module):
             expected = " or ".join(f"{n}D" for n in self.ndims)
             raise ValueError(f"expected {expected} input (got {input.dim()}D input): {self}")
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        if path.exporting() or self.kernel == "torch":
-            return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
         return path.batch_norm(
             input, mean, var, weight, bias, False, 0.0, self.eps, kernel=self.kernel, who=self
         )

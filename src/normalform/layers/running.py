@@ -92,8 +92,6 @@ class _Batch(_BatchNorm):
         """Normalize ``input``."""
         if type(input) is not Tensor and is_traced(input):
             return as_leaf(self, input)
-        if path.exporting() or self.kernel == "torch":
-            return super().forward(input)
         self._check_input_dim(input)
         tracks = self.training and self.track_running_stats
         momentum = next_momentum(self, self.momentum) if tracks else 0.0

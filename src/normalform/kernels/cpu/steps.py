@@ -54,8 +54,8 @@ class Compiled:
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
         # Torch is faster at making a tensor like another than one of a size.
         self.small, self.after_small = _NUMBER.expand(layout.small), 8 * layout.small
-        self.most = max(layout.temporary + layout.small, layout.scratch)
-        self.fits, self.rows = self.most <= _LARGEST, layout.kind == "rows"
+        self.temporary, self.scratch = layout.temporary, layout.scratch
+        self.rows = layout.kind == "rows"
         self.takes: Callable[..., bool] = _none
 
     def __str__(self) -> str:
@@ -91,9 +91,12 @@ class Compiled:
         if self.copies:
             x = x.contiguous()
         y = _new(x) if self.huge else torch.empty_like(x)
-        memory = _local.memory if self.fits else _scratch(self.most)
-        small = torch.empty_like(self.small) if keep else memory
-        scratch = memory.data_ptr()
+        if keep:
+            small, memory = torch.empty_like(self.small), _scratch(self.temporary)
+            scratch = memory.data_ptr()
+        else:  # the small arrays are nothing else
+            small = memory = _scratch(self.temporary + self.layout.small)
+            scratch = memory.data_ptr() + self.after_small
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         mean = var = 0
         if running is not None:
@@ -102,7 +105,7 @@ class Compiled:
                 raise _freed("running_var" if mean else "running_mean")
         args = _FORWARD.pack(
             programs.forward_at or programs.forward(), programs.address,
-            at_x, y.data_ptr(), small.data_ptr(), scratch if keep else scratch + self.after_small,
+            at_x, y.data_ptr(), small.data_ptr(), scratch,
             at_weight, at_bias, to_mean, to_var, mean, var, momentum,
         )  # fmt: skip
         if self.tracks and running is not None:
@@ -168,7 +171,7 @@ class Compiled:
             dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
             if self.layout.blends:  # else they decide nothing
                 to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
-        memory = _local.memory if self.fits else _scratch(self.most)
+        memory = _scratch(self.scratch)
         args = _CALL.pack(
             programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0), programs.address,
             at_x, 0, kept.data_ptr(), memory.data_ptr(),
@@ -288,17 +291,18 @@ _LARGEST = 1 << 16  # numbers, half a megabyte for each thread that computes
 
 
 class _Local(threading.local):
-    """Memory of each thread for float64 numbers that nobody needs once a call is over."""
-
     def __init__(self) -> None:
-        self.memory = _scratch(_LARGEST)
-
-
-def _scratch(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.float64, device="cpu")
+        self.memory = torch.empty(_LARGEST, dtype=torch.float64, device="cpu")
 
 
 _local = _Local()
+
+
+def _scratch(size: int) -> Tensor:
+    """Memory for float64 numbers that nobody needs once the call is over."""
+    if size <= _LARGEST:
+        return _local.memory
+    return torch.empty(size, dtype=torch.float64, device="cpu")
 
 
 def _none(*tensors: Tensor | None) -> bool:
