@@ -25,6 +25,9 @@ def outcome(call: Callable[[], Any]) -> tuple[Any, list[tuple[type, str]]]:
 
 
 WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
+    "layer, no eps": ("LayerNorm", (5,), {"eps": None}, (2, 4, 5)),
+    "group, no eps": ("GroupNorm", (2, 4), {"eps": None}, (2, 4, 5)),
+    "instance, no eps": ("InstanceNorm2d", (4,), {"eps": None}, (2, 4, 5, 5)),
     "batch, channels": ("BatchNorm2d", (4,), {}, (2, 3, 5, 5)),
     "batch, axes": ("BatchNorm2d", (4,), {}, (2, 4, 5)),
     "batch 1d, axes": ("BatchNorm1d", (4,), {}, (4,)),

@@ -25,7 +25,13 @@ from normalform.kernels.known import known as known
 from normalform.kernels.passes import affine, normalized
 from normalform.kernels.plan import Pair
 from normalform.recipes import Recipe, named, recipe
-from normalform.refusals import require_float, require_groups, require_rows, require_values
+from normalform.refusals import (
+    require_eps,
+    require_float,
+    require_groups,
+    require_rows,
+    require_values,
+)
 
 BATCH, INSTANCE = named("batch"), named("instance")
 ROWS, RMS_ROWS = recipe("n [c]"), recipe("n [c]", center=False)
@@ -195,6 +201,8 @@ def rows(
     y = None if nested else known(options, kernel, input, weight, bias)
     if y is not None:
         return y
+    if recipe.center:
+        require_eps(eps, who)
     if exporting() or kernel == "torch" or nested or (input.is_complex() and not recipe.center):
         if recipe.center and eps is not None:
             return F.layer_norm(input, shape, weight, bias, eps)

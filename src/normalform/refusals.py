@@ -20,6 +20,12 @@ def require_float(x: Tensor, who: object) -> None:
         )
 
 
+def require_eps(eps: float | None, who: object) -> None:
+    """Refuse None, which has a meaning in RMS norm alone."""
+    if eps is None:
+        raise TypeError(f"eps must be a number, not None ({who})")
+
+
 def require_groups(input: Tensor, num_groups: int, who: object) -> None:
     """Refuse an input that does not divide into groups of channels that have a variance."""
     if input.ndim < 2:

@@ -11,7 +11,7 @@ from torch import Tensor
 from normalform.cells import Cells
 from normalform.kernels.plan import Pair
 from normalform.recipes import Recipe
-from normalform.refusals import require_channels, require_fit, require_logits
+from normalform.refusals import require_channels, require_eps, require_fit, require_logits
 
 
 class Call(NamedTuple):
@@ -59,6 +59,7 @@ class Call(NamedTuple):
 
     def laid(self) -> tuple[list[Cells], tuple[int, ...]]:
         """The recipes laid over x, and the axes of weight and bias; all tensors have to fit."""
+        require_eps(self.eps, self.who)
         cells = [_cells(r, self.x.shape) for r in self.recipes]
         dims = self.recipes[0].param_dims(self.x.ndim, self.params)
         require_fit(self.x, dims, self.weight, self.bias, self.who)
