@@ -37,6 +37,7 @@ from normalform.kernels.plan import (
 )
 
 KERNELS: dict[str, ModuleType] = {"eager": eager, "two_float": two_float}
+RUNNING = "running_mean", "running_var"
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 

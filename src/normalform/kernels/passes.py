@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normalform.cells import Cells
-from normalform.kernels import is_channels_last, is_plain, normalize, warn_not_finite
+from normalform.kernels import RUNNING, is_channels_last, is_plain, normalize, warn_not_finite
 from normalform.kernels.call import Call
 from normalform.kernels.plan import Pair, Plan, population, wide
 
@@ -50,7 +50,7 @@ def _constants(running: Pair, z: Tensor) -> Pair:
 def update(running: Pair, batch: Pair, momentum: float | Tensor) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, only where that is finite."""
     with torch.no_grad():
-        for name, buffer, new in zip(("running_mean", "running_var"), running, batch, strict=True):
+        for name, buffer, new in zip(RUNNING, running, batch, strict=True):
             new = new.to(buffer.device).view(buffer.shape)
             new = torch.lerp(buffer.to(new.dtype), new, momentum).to(buffer.dtype)
             finite = new.isfinite()

@@ -7,6 +7,8 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
+from normalform.kernels import RUNNING as RUNNING
+
 
 def is_traced(x: object) -> bool:
     """Whether a symbolic tracer is asking."""
@@ -22,7 +24,6 @@ def as_leaf(module: nn.Module, x: Any) -> Tensor:
 
 
 PARAMETERS = "weight", "bias"
-RUNNING = "running_mean", "running_var"
 COUNTER = ("num_batches_tracked",)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from normalform.kernels import Saved, composite, warn_not_finite
+from normalform.kernels import RUNNING, Saved, composite, warn_not_finite
 from normalform.kernels.call import Call
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu import team
@@ -23,7 +23,6 @@ from normalform.kernels.known import alike
 from normalform.kernels.plan import Pair
 from normalform.kernels.request import pattern, requested
 
-RUNNING = "running_mean", "running_var"
 # The table of a call, see ``table``: all of it, and as much of it as the forward needs.
 _CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
 _FORWARD = struct.Struct(f"12qd{8 * (t.ARGS - 13)}x")
