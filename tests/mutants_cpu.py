@@ -642,6 +642,20 @@ MUTANTS = [
         compiled_plain("switch, parts"),
     ),
     Mutant(
+        "a row of a piece that is one run left out",
+        columns,
+        "moments_of(x, start, start + rows * values)",
+        "moments_of(x, start, start + (rows - 1) * values)",
+        compiled_plain("layer, pieces, last"),
+    ),
+    Mutant(
+        "a piece taken for one run of a cell, which has some of its channels",
+        layout.Layout._run,
+        "cells.groups == 1 and ",
+        "",
+        compiled_plain("group, last"),
+    ),
+    Mutant(
         "gradient of y read as if it lay as x does",
         steps.Compiled.arranged,
         "dy.stride() != x.stride() or ",

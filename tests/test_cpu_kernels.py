@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "group, last": (lambda: nf.GroupNorm(2, 12), (3, 12, 70, 61), True),
     "switch, last": (lambda: nf.SwitchNorm2d(7), (3, 7, 90, 61), True),
     "ghost, last": (lambda: nf.GhostBatchNorm2d(7, 2), (5, 7, 20, 31), True),
+    "layer, pieces, last": (lambda: nf.GroupNorm(1, 12), (3, 12, 70, 61), True),
+    "layer, a piece, last": (lambda: nf.GroupNorm(1, 7), (3, 7, 20, 31), True),
     "switch, tiles": (lambda: nf.SwitchNorm2d(1100), (3, 1100, 3, 2), True),
     "batch rows, tiles": (lambda: nf.BatchNorm1d(1500), (41, 1500), False),
     # Short planes in large batches

@@ -12,7 +12,14 @@ from typing import Any
 from normalform.kernels.cpu import table as t
 from normalform.kernels.cpu.compiled import helper, kernel, narrowed, row_at, workspace
 from normalform.kernels.cpu.memory import ALIKE
-from normalform.kernels.cpu.planes import distances, gradient, output, products, scaled
+from normalform.kernels.cpu.planes import (
+    distances,
+    gradient,
+    moments_of,
+    output,
+    products,
+    scaled,
+)
 from normalform.kernels.cpu.values import Values
 from normalform.kernels.cpu.vectors import (
     add,
@@ -186,7 +193,7 @@ _finish = mapped(_moments)
 
 @kernel
 def moments(x: Any, args: int, part: int) -> None:
-    """Moments of each channel in each piece, about its first value."""
+    """Moments of each channel in each piece, about its first value; or of a piece of one cell."""
     a, p = t.tables(args)
     slots, count_of_slots = t.numbers(a[t.SMALL], 0), p[t.SLOTS]
     s = _room()
@@ -194,6 +201,11 @@ def moments(x: Any, args: int, part: int) -> None:
     first, last = t.items_of(p, part)
     for item in range(first, last):
         unit, piece, c0, c1, start, rows, values = _item(p, item)
+        if p[t.RUN] > 1:
+            near, rest, var = moments_of(x, start, start + rows * values)
+            slots[item], slots[count_of_slots + item] = rows * values, near
+            slots[2 * count_of_slots + item], slots[3 * count_of_slots + item] = rest, var
+            continue
         width, count, channels = p[t.WIDTH], float(rows * p[t.WIDTH]), c1 - c0
         for c in range(channels):
             shifts[c] = load(x, start + c * width)

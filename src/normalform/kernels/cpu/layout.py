@@ -177,9 +177,12 @@ class Layout:
     def _run(self) -> int:
         """How many channels of a cell, one after the other in memory, are summed at once."""
         p, (cells, *others) = self.table, self.request.plan.branches
-        if self.kind != "planes" or others or cells is None or p[t.PIECES] > 1:
+        if others or cells is None or _blocks(cells, int(p[t.UNITS]))[0] > 1:
             return 1
-        if _blocks(cells, int(p[t.UNITS]))[0] > 1:
+        if self.kind == "columns":  # a piece is one run where a cell has all channels
+            whole = cells.groups == 1 and p[t.TILES] == 1 and self.request.dtype != torch.float64
+            return int(p[t.CHANNELS]) if whole else 1
+        if p[t.PIECES] > 1:
             return 1
         size = int(p[t.CHANNELS]) // cells.groups
         most = self._longest() // int(p[t.EXTENT])
@@ -218,7 +221,10 @@ class Layout:
 
     def _staged(self) -> Programs:
         """One pass over the whole tensor after the other."""
-        items, run = int(self.table[t.ITEMS]), max(1, int(self.table[t.RUN]))
+        items, run = (
+            int(self.table[t.ITEMS]),
+            int(self.table[t.RUN]) if self.kind == "planes" else 1,
+        )
         items_a_part = -(-items // max(1, min(items, self.values // PART, 256)))
         items_a_part = -(-items_a_part // run) * run
         planes = int(self.table[t.UNITS] * self.table[t.CHANNELS])
