@@ -221,10 +221,8 @@ class Layout:
 
     def _staged(self) -> Programs:
         """One pass over the whole tensor after the other."""
-        items, run = (
-            int(self.table[t.ITEMS]),
-            int(self.table[t.RUN]) if self.kind == "planes" else 1,
-        )
+        items = int(self.table[t.ITEMS])
+        run = int(self.table[t.RUN]) if self.kind == "planes" else 1  # items that share a slot
         items_a_part = -(-items // max(1, min(items, self.values // PART, 256)))
         items_a_part = -(-items_a_part // run) * run
         planes = int(self.table[t.UNITS] * self.table[t.CHANNELS])
@@ -304,7 +302,8 @@ class Programs:
         return self._made.get(key) or self._make(key, self._backward_phases(dx, small))
 
     def _make(self, key: tuple[bool, bool] | None, phases: list[tuple[int, list[Kernel]]]) -> int:
-        # A lock, as in functools.cached_property, would stay taken in a child after fork.
+        # Where two threads make one, the first stays for both. A lock, as in
+        # functools.cached_property, would stay taken in a child after fork.
         return self._made.setdefault(key, self._program(phases))
 
     def _forward_phases(self) -> list[tuple[int, list[Kernel]]]:

@@ -52,8 +52,7 @@ class Compiled:
         self.alone = layout.programs(1) if self.few else None
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
         # Torch is faster at making a tensor like another than one of a size.
-        self.small, self.after_small = _NUMBER.expand(layout.small), 8 * layout.small
-        self.temporary, self.scratch = layout.temporary, layout.scratch
+        self.small = _NUMBER.expand(layout.small)
         self.rows = layout.kind == "rows"
         self.takes: Callable[..., bool] = _none
 
@@ -91,11 +90,11 @@ class Compiled:
             x = x.contiguous()
         y = _new(x) if self.huge else torch.empty_like(x)
         if keep:
-            small, memory = torch.empty_like(self.small), _scratch(self.temporary)
+            small, memory = torch.empty_like(self.small), _scratch(self.layout.temporary)
             scratch = memory.data_ptr()
-        else:  # the small arrays are nothing else
-            small = memory = _scratch(self.temporary + self.layout.small)
-            scratch = memory.data_ptr() + self.after_small
+        else:  # nobody needs the small arrays afterwards
+            small = memory = _scratch(self.layout.small + self.layout.temporary)
+            scratch = memory.data_ptr() + 8 * self.layout.small
         at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
         mean = var = 0
         if running is not None:
@@ -170,7 +169,7 @@ class Compiled:
             dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
             if self.layout.blends:  # else they decide nothing
                 to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
-        memory = _scratch(self.scratch)
+        memory = _scratch(self.layout.scratch)
         args = _CALL.pack(
             programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0), programs.address,
             at_x, 0, kept.data_ptr(), memory.data_ptr(),
