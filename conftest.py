@@ -27,9 +27,12 @@ def unwritten_is_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
     import torch
 
+    from normalform.kernels import known, op
     from normalform.kernels.cpu import steps
 
     monkeypatch.setattr(steps, "_LARGEST", -1)  # no memory is kept from call to call
+    monkeypatch.setattr(known, "_remembered", {})
+    monkeypatch.setattr(op, "_found", {})
     torch.use_deterministic_algorithms(True)  # which fill what is empty
     yield
     torch.use_deterministic_algorithms(False)

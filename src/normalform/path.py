@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normalform import kernels
-from normalform.kernels import exporting as exporting
 from normalform.kernels import op
 from normalform.kernels.call import Call
 from normalform.kernels.known import count as count
@@ -24,6 +23,7 @@ from normalform.kernels.known import is_ordinary, remember
 from normalform.kernels.known import known as known
 from normalform.kernels.passes import affine, normalized
 from normalform.kernels.plan import Pair
+from normalform.kernels.watchers import exporting as exporting
 from normalform.recipes import Recipe, named, recipe
 from normalform.refusals import (
     require_eps,

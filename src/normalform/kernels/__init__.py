@@ -14,14 +14,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch._C._functorch import (
     is_batchedtensor,
     is_legacy_batchedtensor,  # pyright: ignore[reportAttributeAccessIssue]
-    peek_interpreter_stack,
 )
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from normalform.kernels import eager, two_float
 from normalform.kernels.plan import (
@@ -35,6 +32,7 @@ from normalform.kernels.plan import (
     of_values,
     terms_of_dx,
 )
+from normalform.kernels.watchers import exporting, is_plain, is_watched, is_watched_by_mode
 
 KERNELS: dict[str, ModuleType] = {"eager": eager, "two_float": two_float}
 RUNNING = "running_mean", "running_var"
@@ -102,57 +100,12 @@ def warn_not_finite(name: str, bad: int, total: int) -> None:
     )
 
 
-_FLAG = "_is_exporting_flag"
-_has_flag = hasattr(torch.compiler, _FLAG)
-
-
-def exporting() -> bool:
-    """Whether a graph for other runtimes is made: they know PyTorch's operators, not ours."""
-    # Before 2.13 torch.compile takes is_exporting() for True, whatever it compiles
-    # (https://github.com/pytorch/pytorch/issues/176347); it reads the flag as it is.
-    flag = getattr(torch.compiler, _FLAG) if _has_flag else torch.compiler.is_exporting()
-    return flag or torch.jit.is_tracing()
-
-
 def is_channels_last(x: Tensor) -> bool:
     """Whether x lies in memory as one of ``CHANNELS_LAST``."""
     if is_batchedtensor(x):  # vmap cannot be asked
         return False
     layout = CHANNELS_LAST.get(x.ndim)
     return layout is not None and x.is_contiguous(memory_format=layout)
-
-
-def is_watched() -> bool:
-    """Whether somebody watches the operators: a compiler, a tracer, a mode, a transform."""
-    return is_watched_by_mode() or bool(
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or peek_interpreter_stack() is not None
-    )
-
-
-def is_watched_by_mode() -> bool:
-    """The part of it that how torch would dispatch the operators of a tensor does not tell."""
-    return bool(
-        torch.compiler.is_dynamo_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or forward_ad._current_level >= 0
-    )
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether a hand-written gradient is safe: ordinary tensors, and nobody watching the operators.
-
-    Under compilation, tracing, torch.func transforms, forward-mode differentiation and tensor
-    subclasses the recipe runs as ordinary differentiable operators instead.
-    """
-    if is_watched():
-        return False
-    for t in tensors:
-        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
-            return False
-    return True
 
 
 def normalize(
@@ -190,7 +143,7 @@ def differentiable(
     momentum: float,
 ) -> Tensor:
     """The output of ``steps``, with a gradient where a tensor wants one: where it ``learns``."""
-    if not learns or not torch.is_grad_enabled():
+    if not learns or not is_grad_enabled():
         return steps.forward(x, weight, bias, logits, running, momentum, False)[0]
     how = steps, running, momentum
     if logits is None:
@@ -302,10 +255,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         steps, kept = ctx.made
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or is_watched_by_mode() or not steps.takes(dy, *saved):
+        if is_grad_enabled() or is_watched_by_mode() or not steps.takes(dy, *saved):
             # Differentiated once more, or for many dy at once: the passes work in place and cannot.
             ordinary = type(dy) is Tensor and not is_watched() and not is_legacy_batchedtensor(dy)
-            if not ordinary or torch.is_grad_enabled():
+            if not ordinary or is_grad_enabled():
                 return (None, *_differentiable_backward(steps, kept, dy, saved, needs))
             dy, saved = steps.arranged(dy, saved)
         return (None, *steps.backward(kept, dy, saved, needs))
@@ -396,7 +349,7 @@ def _differentiable_backward(
     steps: Steps, kept: Any, dy: Tensor, saved: Saved, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     wanted = [t for t, needed in zip(saved, needs, strict=True) if needed and t is not None]
-    again, (x, weight, bias, *logits) = torch.is_grad_enabled(), saved
+    again, (x, weight, bias, *logits) = is_grad_enabled(), saved
     with torch.enable_grad():
         y = steps.again(kept, x, weight, bias, both(*logits) if logits else None)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again, allow_unused=True))

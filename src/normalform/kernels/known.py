@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
-from normalform.kernels import Steps, differentiable, is_plain, is_watched, is_watched_by_mode
+from normalform.kernels import Steps, differentiable
 from normalform.kernels.plan import Pair
+from normalform.kernels.watchers import is_plain, is_watched, is_watched_by_mode
 
 
 class Alike(Protocol):

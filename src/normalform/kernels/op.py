@@ -18,10 +18,11 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from normalform.cells import Cells
-from normalform.kernels import Saved, both, cpu_engine, exporting, is_channels_last
+from normalform.kernels import Saved, both, cpu_engine, is_channels_last
 from normalform.kernels.call import Call
 from normalform.kernels.plan import Pair
 from normalform.kernels.request import Request, are_rows, requested
+from normalform.kernels.watchers import exporting
 from normalform.recipes import Recipe, recipe
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from normalform.cells import Cells
-from normalform.kernels import RUNNING, is_channels_last, is_plain, normalize, warn_not_finite
+from normalform.kernels import RUNNING, is_channels_last, normalize, warn_not_finite
 from normalform.kernels.call import Call
 from normalform.kernels.plan import Pair, Plan, population, wide
+from normalform.kernels.watchers import is_plain
 
 
 def normalized(call: Call, kernel: str) -> Tensor:

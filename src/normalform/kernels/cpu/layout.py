@@ -249,7 +249,8 @@ class Programs:
         self.table[t.FOURS] = self._by_fours(t.AHEAD, FOURS)
         self.table[t.FOURS_BACK] = self._by_fours(t.AHEAD_BACK, FOURS_BACK)
         self.address = self.table.ctypes.data
-        self.forward_at = 0  # where its program is, once there is one
+        # Where the programs are that most calls run, once they are made.
+        self.forward_at = self.backward_at = 0
         self._made: dict[tuple[bool, bool] | None, int] = {}
         self._programs: list[np.ndarray] = []  # none in use must be freed
 
@@ -299,7 +300,10 @@ class Programs:
     def backward(self, dx: bool, small: bool) -> int:
         """For the gradients that are needed: x's, those of the small arrays."""
         key = dx, small
-        return self._made.get(key) or self._make(key, self._backward_phases(dx, small))
+        at = self._made.get(key) or self._make(key, self._backward_phases(dx, small))
+        if dx and small:
+            self.backward_at = at
+        return at
 
     def _make(self, key: tuple[bool, bool] | None, phases: list[tuple[int, list[Kernel]]]) -> int:
         # Where two threads make one, the first stays for both. A lock, as in

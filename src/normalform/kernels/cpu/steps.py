@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like, get_num_threads
 from torch.autograd.graph import increment_version
 
 from normalform.kernels import RUNNING, Saved, composite, warn_not_finite
@@ -27,6 +27,7 @@ from normalform.kernels.request import pattern, requested
 _CALL = struct.Struct(f"12qd{t.ARGS - 13}q")
 _FORWARD = struct.Struct(f"12qd{8 * (t.ARGS - 13)}x")
 _Table = ctypes.c_int64 * t.ARGS
+LOGITS = "mean_weight", "var_weight"
 # One for all layouts: memory of each one's own would lie between the tensors and hold their pages.
 _NUMBER = torch.empty(1, dtype=torch.float64, device="cpu")
 
@@ -53,11 +54,13 @@ class Compiled:
         self.huge = layout.values * request.dtype.itemsize >= _HUGE
         # Torch is faster at making a tensor like another than one of a size.
         self.small = _NUMBER.expand(layout.small)
+        # Whether there is room for it in memory of each thread's own.
+        self.fits = max(layout.small + layout.temporary, layout.scratch) <= _LARGEST
         self.rows = layout.kind == "rows"
         self.takes: Callable[..., bool] = _none
 
     def __str__(self) -> str:
-        threads = self.few or f"threads: {torch.get_num_threads()}"
+        threads = self.few or f"threads: {get_num_threads()}"
         return f"cpu ({self.layout.kind}), {threads}"
 
     def prepare(self, backward: bool) -> None:
@@ -84,33 +87,43 @@ class Compiled:
         """The output, and the small arrays; running statistics are moved where they are tracked."""
         programs, threads = self.alone, 1
         if programs is None:
-            threads = torch.get_num_threads()
+            threads = get_num_threads()
             programs = self.layout.programs(threads)
         if self.copies:
             x = x.contiguous()
-        y = _new(x) if self.huge else torch.empty_like(x)
-        if keep:
-            small, memory = torch.empty_like(self.small), _scratch(self.layout.temporary)
+        y = _new(x) if self.huge else empty_like(x)
+        small = empty_like(self.small) if keep else None
+        if self.fits:
+            scratch = _local.address
+        else:
+            memory = _doubles(self.layout.small + self.layout.temporary)
             scratch = memory.data_ptr()
-        else:  # nobody needs the small arrays afterwards
-            small = memory = _scratch(self.layout.small + self.layout.temporary)
-            scratch = memory.data_ptr() + 8 * self.layout.small
-        at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
-        mean = var = 0
-        if running is not None:
-            mean, var = running[0].data_ptr(), running[1].data_ptr()
-            if not mean or not var:
-                raise _freed("running_var" if mean else "running_mean")
+        if small is None:  # nobody needs the small arrays afterwards
+            at_small, scratch = scratch, scratch + 8 * self.layout.small
+        else:
+            at_small = small.data_ptr()
+        at_x = x.data_ptr()
+        at_weight = at_bias = to_mean = to_var = mean = var = 0
+        if not at_x:
+            raise _freed("the input")
+        if weight is not None and not (at_weight := weight.data_ptr()):
+            raise _freed("weight")
+        if bias is not None and not (at_bias := bias.data_ptr()):
+            raise _freed("bias")
+        if logits:
+            to_mean, to_var = _both_at(LOGITS, logits)
+        if running:
+            mean, var = _both_at(RUNNING, running)
         args = _FORWARD.pack(
             programs.forward_at or programs.forward(), programs.address,
-            at_x, y.data_ptr(), small.data_ptr(), scratch,
+            at_x, y.data_ptr(), at_small, scratch,
             at_weight, at_bias, to_mean, to_var, mean, var, momentum,
         )  # fmt: skip
         if self.tracks and running is not None:
             self._move(args, threads, running)
         else:
             team.run(args, threads)
-        return y, small if keep else None
+        return y, small
 
     def _move(self, args: bytes, threads: int, running: Pair) -> None:
         """Run, and say that running statistics were written to, and which kept their value."""
@@ -137,7 +150,7 @@ class Compiled:
         logits = [_as_saved("logits", t, asked.logits, branches) for t in logits]
         came, found = (dy, *saved), (x, weight, bias, *logits)
         if dy.stride() != x.stride() or dy.is_neg() or dy._is_zerotensor():
-            dy = torch.empty_like(x).copy_(dy)
+            dy = empty_like(x).copy_(dy)
         if all(a is b for a, b in zip(came, (dy, *found), strict=True)):
             self.takes = _alike(came)
         return dy, found
@@ -148,31 +161,42 @@ class Compiled:
         """The gradients of x, weight, bias and both logits, those that are needed."""
         programs, threads = self.alone, 1
         if programs is None:
-            threads = torch.get_num_threads()
+            threads = get_num_threads()
             programs = self.layout.programs(threads)
         x, weight, bias, *logits = saved
-        at_x, at_weight, at_bias, to_mean, to_var = _addresses(x, weight, bias, logits)
-        if not (at_dy := dy.data_ptr()):
-            raise _freed("the gradient of the output")
+        at_x, at_dy = x.data_ptr(), dy.data_ptr()
+        if not at_x or not at_dy:
+            raise _freed("the gradient of the output" if at_x else "the input")
         dx = dweight = dbias = dmean = dvar = None
+        at_weight = at_bias = to_mean = to_var = 0
         to_dx = to_dweight = to_dbias = to_dmean = to_dvar = 0
         if needs[0] or self.rows:  # whose kernel makes all at once
-            dx = _new(x) if self.huge else torch.empty_like(x)
+            dx = _new(x) if self.huge else empty_like(x)
             to_dx = dx.data_ptr()
-        if needs[1] and weight is not None:
-            dweight = torch.empty_like(weight)
-            to_dweight = dweight.data_ptr()
-        if needs[2] and bias is not None:
-            dbias = torch.empty_like(bias)
+        if weight is not None:
+            if not (at_weight := weight.data_ptr()):
+                raise _freed("weight")
+            if needs[1]:
+                dweight = empty_like(weight)
+                to_dweight = dweight.data_ptr()
+        if bias is not None and needs[2]:  # the bias itself is not read
+            dbias = empty_like(bias)
             to_dbias = dbias.data_ptr()
-        if logits and (needs[3] or needs[4]):
-            dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
-            if self.layout.blends:  # else they decide nothing
-                to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
-        memory = _scratch(self.layout.scratch)
+        if logits:
+            to_mean, to_var = _both_at(LOGITS, logits)
+            if needs[3] or needs[4]:
+                dmean, dvar = torch.zeros_like(logits[0]), torch.zeros_like(logits[1])
+                if self.layout.blends:  # else they decide nothing
+                    to_dmean, to_dvar = dmean.data_ptr(), dvar.data_ptr()
+        if self.fits:
+            scratch = _local.address
+        else:
+            memory = _doubles(self.layout.scratch)
+            scratch = memory.data_ptr()
+        program = programs.backward_at if to_dx and to_dweight else 0
         args = _CALL.pack(
-            programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0), programs.address,
-            at_x, 0, kept.data_ptr(), memory.data_ptr(),
+            program or programs.backward(to_dx != 0, to_dweight + to_dbias + to_dmean != 0),
+            programs.address, at_x, 0, kept.data_ptr(), scratch,
             at_weight, at_bias, to_mean, to_var, 0, 0, 0.0, 0, 0,
             at_dy, to_dx, to_dweight, to_dbias, to_dmean, to_dvar,
         )  # fmt: skip
@@ -210,25 +234,12 @@ class Compiled:
         return kept[at + c : at + 2 * c].view(shape), kept[at + 3 * c : at + 4 * c].view(shape)
 
 
-def _addresses(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, logits: Sequence[Tensor] | None
-) -> tuple[int, int, int, int, int]:
-    """Where they are, 0 for None; to the kernels 0 is a parameter that there is not."""
-    at_x = x.data_ptr()
-    at_weight = 0 if weight is None else weight.data_ptr()
-    at_bias = 0 if bias is None else bias.data_ptr()
-    to_mean = to_var = 0
-    if logits:
-        to_mean, to_var = logits[0].data_ptr(), logits[1].data_ptr()
-        if not to_mean or not to_var:
-            raise _freed("var_weight" if to_mean else "mean_weight")
-    if not at_x:
-        raise _freed("the input")
-    if not at_weight and weight is not None:
-        raise _freed("weight")
-    if not at_bias and bias is not None:
-        raise _freed("bias")
-    return at_x, at_weight, at_bias, to_mean, to_var
+def _both_at(names: Sequence[str], pair: Sequence[Tensor]) -> tuple[int, int]:
+    """Where two tensors are."""
+    first, second = pair[0].data_ptr(), pair[1].data_ptr()
+    if not first or not second:
+        raise _freed(names[1 if first else 0])
+    return first, second
 
 
 def _freed(name: str) -> RuntimeError:
@@ -267,7 +278,7 @@ _HUGE = 4 << 20
 
 def _new(x: Tensor) -> Tensor:
     """An empty tensor like x, of ``_HUGE`` bytes or more; all of it will be written to."""
-    new = torch.empty_like(x)
+    new = empty_like(x)
     size = new.nbytes
     if (advise := _madvise()) is not None:
         first = -(-new.data_ptr() // 4096) * 4096
@@ -288,19 +299,19 @@ def _madvise() -> Any:
 _LARGEST = 1 << 16  # numbers, half a megabyte for each thread that computes
 
 
+def _doubles(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.float64, device="cpu")
+
+
 class _Local(threading.local):
+    """Memory of each thread's own, for numbers that nobody needs once a call is over."""
+
     def __init__(self) -> None:
-        self.memory = torch.empty(_LARGEST, dtype=torch.float64, device="cpu")
+        self.memory = _doubles(_LARGEST)
+        self.address = self.memory.data_ptr()
 
 
 _local = _Local()
-
-
-def _scratch(size: int) -> Tensor:
-    """Memory for float64 numbers that nobody needs once the call is over."""
-    if size <= _LARGEST:
-        return _local.memory
-    return torch.empty(size, dtype=torch.float64, device="cpu")
 
 
 def _none(*tensors: Tensor | None) -> bool:
