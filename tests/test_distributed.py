@@ -45,6 +45,8 @@ with distributed.group():  # one for all: a second one may meet what the first h
         curve = list(distributed.epochs_together(run, network, images))
         if dist.get_rank() == 0:
             torch.save((curve, network.state_dict()), Path(out) / f"{nbs}.pt")
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], "they abort when Python ends"
 """
 
 

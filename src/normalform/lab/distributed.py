@@ -25,6 +25,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -100,6 +101,9 @@ def group() -> Generator[None, None, None]:
     if dist.is_initialized():
         yield
         return
+    # DistributedDataParallel imports it, and where a group is there by then, its functions keep
+    # that as their default: the threads of the group would still run when Python ends, and abort.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo")
     try:
         yield
