@@ -109,6 +109,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("words")
+    status, printed = run(capsys, "compare", "--quick", "--out", str(tmp_path / "file"))
+    assert status == 2
+    assert "no comparison can be written into" in printed.err
+    assert "not a directory; --out says where it is made" in printed.err
+
+
 def test_check_says_by_its_status_whether_the_promise_is_kept(capsys, monkeypatch):
     arguments = ("check", "--quick", "--norms", "rms", "--dtypes", "float32")
     status, printed = run(capsys, *arguments)

@@ -175,6 +175,11 @@ def test_everything_is_left_as_it_was_also_after_an_interruption():
     assert {"measure", "attributed", "run", "batch_statistics", "on_copy", "_idle"} <= reached
 
 
+def test_a_loss_is_a_function(model):
+    with pytest.raises(TypeError, match=r"loss='cross_entropy'.* as torch\.nn\.functional"):
+        nf.diagnose(model, [(torch.randn(2, 3),)], "cross_entropy")  # pyright: ignore[reportArgumentType]
+
+
 def test_an_exception_of_the_model_or_the_loss_comes_out_and_changes_nothing(model):
     calls = []
 

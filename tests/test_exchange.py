@@ -458,7 +458,11 @@ def test_dimensions_that_agree_are_taken_and_it_is_said():
 
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "kind": ({"bach": "group"}, ValueError, "'bach' is no kind of norm.*batch, instance, layer"),
+    "kind": (
+        {"bach": "group"},
+        ValueError,
+        "'bach' is no kind of norm.* did you mean 'batch'[?] known: batch, instance, layer",
+    ),
     "class": ({nn.BatchNorm2d: "group"}, ValueError, "is no kind of norm"),
     "name": (
         {"batch": "grp"},
@@ -468,7 +472,8 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "number": ({"batch": "group:0"}, ValueError, "'0' is not a positive integer"),
     "no number": ({"batch": "ghost"}, ValueError, "ghost norm needs a block size"),
     "number of frozen": ({"batch": "frozen:2"}, ValueError, "norm 'frozen' takes no number"),
-    "class for a name": ({"batch": nn.GroupNorm}, TypeError, "takes a name such as"),
+    "class for a name": ({"batch": nn.GroupNorm}, TypeError, 'becomes is a name such as "group'),
+    "notation": ({"batch": "n (g [c]) [s]"}, ValueError, "notation is for nf.norm and for over="),
     "name alone": ("group", TypeError, 'a dict such as {"batch": "group:32"}, got str'),
 }
 

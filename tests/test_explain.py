@@ -143,6 +143,15 @@ def test_an_input_that_the_layer_refuses():
     assert layer.num_batches_tracked == 0
 
 
+def test_what_cannot_be_explained_is_named_in_a_line():
+    with pytest.raises(TypeError, match=r"got Sequential\. nf\.convert makes"):
+        nf.explain(nn.Sequential(nf.LayerNorm(3)))
+    with pytest.raises(TypeError, match="takes a tensor as its input, got tuple"):
+        nf.explain("batch", (2, 3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r'needs a size.* a name has it at its end, "group:8"'):
+        nf.explain("group", torch.randn(2, 4))
+
+
 def test_in_words():
     layer = nf.SwitchNorm2d(4, over=("instance", "group:2"))
     assert str(nf.explain(layer)).splitlines() == [

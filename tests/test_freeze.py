@@ -351,9 +351,10 @@ def test_left_and_named():
 
 
 def test_without_norms():
-    model = nn.Linear(3, 3)
-    for change in (nf.freeze, nf.unfreeze):
-        assert str(change(model)) == "no norms found"
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    sought = {nf.freeze: "norms with running statistics", nf.unfreeze: "frozen norms"}
+    for change, what in sought.items():
+        assert str(change(model)) == f"no {what} found"
         with pytest.raises(TypeError, match=f"^{change.__name__} takes a model, .* got dict$"):
             change({})
 

@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,3 +237,4 @@ def test_what_is_shown_is_public():
     assert modules == {"functional", "lab", "reference", "testing"}
     assert {"norm", "diagnose", "BatchNorm2d", "get_norm_layer"} <= set(shown)
     assert all(getattr(nf, name).__doc__ for name in shown)
+    assert nf.__version__ == version("normalform")

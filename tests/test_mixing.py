@@ -181,6 +181,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
+def test_what_it_shows_makes_it_again():
+    layer = nf.SwitchNorm2d(6, over=("instance", "group:3", "ghost:2"))
+    names = {"SwitchNorm2d": nf.SwitchNorm2d, "recipe": nf.recipe}
+    assert eval(repr(layer), names).over == layer.over
+
+
 @pytest.mark.parametrize(("options", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_switch_refuses_at_once_what_could_not_run(
     options: dict[str, Any], error: type[Exception], message: str

@@ -153,6 +153,7 @@ def test_blocks_by_number_must_divide():
     ("make", "error", "words"),
     [
         (lambda: recipe("n (g [c]) [s]").cells((2, 4, 3)), ValueError, r"needs a size: g= .*or c="),
+        (lambda: recipe("group:4"), ValueError, "'group:4' is the name of a norm: nf.norm takes"),
         (lambda: recipe("n (g [c]) [s]", g=3).cells((2, 32, 3)), ValueError, "divide: 1, 2, 4"),
         (lambda: recipe("n (g [c]) [s]", g=2, c=3).cells((2, 8, 3)), ValueError, "do not make 8"),
         (lambda: recipe("n [c s]", g=3), TypeError, "it takes no sizes"),

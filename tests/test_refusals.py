@@ -174,5 +174,11 @@ def test_arrays_and_arguments_of_other_functions_are_refused_in_words():
     x = torch.randn(2, 3, 4)
     with pytest.raises(TypeError, match="norm normalizes tensors, got ndarray: torch"):
         nf.norm(x.numpy(), "n [c] s")
+    for name in ("batch 2d", "instance 2d", "layer, token", "group", "rms", "switch 2d", "frozen"):
+        layer, y = prepared(name)
+        with pytest.raises(TypeError, match=r"takes a tensor, got ndarray: torch.as_tensor\(x\)"):
+            layer(y.detach().numpy())
+    with pytest.raises(TypeError, match=r"weight is a tensor or None, got 0\.001"):
+        nf.norm(x, "[n] c [s]", 1e-3)
     with pytest.raises(TypeError, match="unexpected argument running_mean; it takes no sizes"):
         nf.norm(x, "[n] c [s]", running_mean=torch.zeros(3))

@@ -55,7 +55,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> _Any:
-    """``nf.lab``, which is imported when it is first asked for."""
+    """``nf.lab`` and ``nf.__version__``, which are looked up when they are first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("normalform")
     if name != "lab":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import normalform.lab

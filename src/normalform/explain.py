@@ -131,7 +131,8 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None, **sizes: in
         A value that prints as a few lines; its ``svg()`` is the picture that a notebook shows.
 
     Raises:
-        TypeError: a module that is no layer of normalform, or a size that does not belong there.
+        TypeError: a module that is no layer of normalform, an input that is no tensor, or a size
+            that does not belong there.
         ValueError: an unknown name, or an input that the norm refuses.
 
     >>> nf.explain(nf.GroupNorm(2, 4), torch.randn(2, 4, 8, 8).half())
@@ -149,6 +150,8 @@ def explain(norm: nn.Module | str | Recipe, x: Tensor | None = None, **sizes: in
       mean and var are blends of these, weighted by two softmaxes
       y = weight * (x - mean) / sqrt(var + eps) + bias
     """
+    if x is not None and not isinstance(x, Tensor):
+        raise TypeError(f"explain takes a tensor as its input, got {type(x).__name__}")
     given = None if x is None else tuple(x.shape)
     if isinstance(norm, nn.Module):
         if sizes:
@@ -214,8 +217,9 @@ def _answer(run: Callable[[], object], x: Tensor) -> Choice:
 def _recipes(layer: nn.Module) -> tuple[Recipe, ...]:
     if not isinstance(layer, OURS):
         raise TypeError(
-            f"explain takes a layer of normalform, or the name of a norm; got {layer}. "
-            "nf.convert makes PyTorch's norms ours"
+            "explain takes a layer of normalform, or the name of a norm; got "
+            f"{type(layer).__name__}. nf.convert makes PyTorch's norms ours, and a model has them "
+            "as layers of it"
         )
     if isinstance(layer, _BatchNorm):
         return (path.BATCH,)

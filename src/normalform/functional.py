@@ -38,7 +38,8 @@ def norm(
 
     Args:
         x: floating point, axes as the recipe names them; any strides.
-        recipe: bracket notation, see :func:`normalform.recipe`.
+        recipe: bracket notation, see :func:`normalform.recipe`, a recipe, or the name of a norm
+            that has one, as ``"batch"`` or ``"group:8"``.
         weight: one value for each position along ``params``; None for ones.
         bias: the same shape; None for zeros.
         eps: added to the variance, inside the root.

@@ -184,7 +184,8 @@ class Recipe:
         if axis.blocks is None and axis.size is None:
             raise ValueError(
                 f'recipe "{self}" needs a size: {counter}= (how many blocks) '
-                f"or {axis.name}= ({what} in a block)"
+                f"or {axis.name}= ({what} in a block); a name has it at its end, "
+                '"group:8" or "ghost:8"'
             )
         if axis.blocks is not None and axis.size is not None and axis.blocks * axis.size != length:
             raise ValueError(
@@ -243,6 +244,11 @@ def recipe(notation: str | Recipe, *, center: bool = True, **sizes: int) -> Reci
       n (g [c] [s]
                ^
     """
+    if isinstance(notation, str) and notation.partition(":")[0] in NORMS:
+        raise ValueError(
+            f"recipe reads notation, and {notation!r} is the name of a norm: nf.norm takes it "
+            "as it is, nf.explain says its notation"
+        )
     parsed = notation if isinstance(notation, Recipe) else Recipe(parse(notation))
     if not center:
         parsed = replace(parsed, center=False)

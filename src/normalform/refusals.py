@@ -103,6 +103,8 @@ def require_fit(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a tensor or None, got {value!r} ({who})")
         if len(sizes) > 1 and list(value.shape) != sizes and value.numel() == math.prod(sizes):
             raise RuntimeError(
                 f"{name} has shape {list(value.shape)}, the input of shape {list(x.shape)} needs "

@@ -46,8 +46,10 @@ class Warmup:
 
     def __str__(self) -> str:
         ready = sum(row.choice.steps is not None for row in self.norms)
+        if not self.norms:
+            return "no norms of normalform ran; nf.convert makes PyTorch's ours"
         head = f"norms: {len(self.norms)}; compiled kernels ready for {ready}"
-        width = max((len(row.name) for row in self.norms), default=0)
+        width = max(len(row.name) for row in self.norms)
         rows = [f"  {row.name:{width}}  {row.kind} on {row.x}: {row.choice}" for row in self.norms]
         return "\n".join([head, *rows])
 

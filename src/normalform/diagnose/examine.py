@@ -95,7 +95,7 @@ def diagnose(
         ``html()``.
 
     Raises:
-        TypeError: not a module, or a loader that gives no batches.
+        TypeError: not a module, a loss that cannot be called, or a loader that gives no batches.
         ValueError: an empty loader, or a loss without a loader.
 
     >>> conv = torch.nn.Conv2d(1, 4, 3, bias=False)
@@ -110,6 +110,11 @@ def diagnose(
     if not isinstance(model, nn.Module):
         got = model.__name__ if isinstance(model, type) else type(model).__name__
         raise TypeError(f"diagnose takes a torch.nn.Module or a state_dict; got {got}")
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            f"diagnose(loss={loss!r}): a loss is called with the output and the targets, as "
+            "torch.nn.functional.cross_entropy"
+        )
     if loss is not None and loader is None:
         raise ValueError("diagnose(loss=...) needs a loader: batches to take the loss of")
     subject, ranks = _unwrapped(model)

@@ -166,7 +166,8 @@ def _merge(shift: Tensor, mean: Tensor | None, var: Tensor | None, *, cells: Cel
     near = average(shift.detach())
     distance = shift - near if mean is None else shift - near + mean
     rest = average(distance)
-    again = torch.is_grad_enabled()  # then what is there must be kept
+    # What is there must be kept; and what a tracer writes down must not depend on gradients.
+    again = torch.is_grad_enabled() or torch.jit.is_tracing()
     square = (distance - rest).square() if again else distance.sub_(rest).square_()
     return Moments(near, rest, average(square if var is None else square + var))
 

@@ -35,11 +35,18 @@ def claim(folder: Path, what: str, mark: str, is_ours: Callable[[Path], bool]) -
         is_ours: whether ``mark`` is there and ours.
 
     Raises:
-        ValueError: the folder is somebody else's, or another process is writing into it.
+        ValueError: the folder is somebody else's, another process is writing into it, or it cannot
+            be made or written to.
     """
     _refuse_foreign(folder, what, mark, is_ours)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a", encoding="utf-8")
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise ValueError(
+            f"no {what} can be written into {folder}: {why}; --out says where it is made"
+        ) from None
     try:
         _acquire(file)
     except OSError:

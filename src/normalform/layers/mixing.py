@@ -160,7 +160,7 @@ class _SwitchNorm(_BatchStatistics):
         return self.mean_weight.detach().softmax(0), self.var_weight.detach().softmax(0)
 
     def extra_repr(self) -> str:
-        branches = ", ".join(f'"{r}"' for r in self.over)
+        branches = ", ".join(repr(r) if r.sizes else f'"{r}"' for r in self.over)
         return f"{super().extra_repr()}, over=({branches})"
 
     def _load_from_state_dict(

@@ -11,8 +11,12 @@ from normalform.kernels import RUNNING as RUNNING
 
 
 def is_traced(x: object) -> bool:
-    """Whether a symbolic tracer is asking."""
-    return isinstance(x, torch.fx.Proxy)
+    """Whether a symbolic tracer is asking; what is no tensor, nor stands for one, is refused."""
+    if isinstance(x, torch.fx.Proxy):
+        return True
+    if not isinstance(x, Tensor) and not hasattr(x, "__torch_function__"):
+        raise TypeError(f"a norm takes a tensor, got {type(x).__name__}: torch.as_tensor(x)")
+    return False
 
 
 def as_leaf(module: nn.Module, x: Any) -> Tensor:

@@ -64,7 +64,8 @@ def get_norm_layer(name: str, dim: int = 2, **options: Any) -> partial[nn.Module
     if stem not in _BY_DIM and stem not in _ANY_DIM:
         known = ", ".join(k + _NUMBERED.get(k, "") for k in (*_BY_DIM, *_ANY_DIM))
         near = meant(stem, (*_BY_DIM, *_ANY_DIM))
-        raise ValueError(f"unknown norm {name!r}; {near}known: {known}")
+        notation = "notation is for nf.norm and for over=; " if "[" in name else ""
+        raise ValueError(f"unknown norm {name!r}; {notation or near}known: {known}")
     if dim not in (1, 2, 3):
         raise ValueError(f"get_norm_layer({name!r}, dim={dim!r}): dim is 1, 2 or 3")
     if colon and stem in ("frozen", "none"):

@@ -176,20 +176,22 @@ def revert(model: nn.Module) -> Report:
     return changed(model, lambda seen: plan)
 
 
-def changed(model: nn.Module, plan: Callable[[Seen], Plan], example: Any = None) -> Report:
+def changed(
+    model: nn.Module, plan: Callable[[Seen], Plan], example: Any = None, sought: str = "norms"
+) -> Report:
     """What a plan says, done to ``model``, and what that does to its outputs for an example."""
     if example is None:
         found = plan(None)
         _require_unwrapped(model, found)
         with assigned(found.forms):
-            return Report(tuple(found.converted), tuple(found.left))
+            return Report(tuple(found.converted), tuple(found.left), None, sought)
     norms = [module for module in model.modules() if type(module) in KINDS]
     before, seen = watched(model, example, norms)
     found = plan(seen)
     _require_unwrapped(model, found)
     with assigned(found.forms):
         change = effect(before, outputs(model, example), model.training)
-        return Report(tuple(found.converted), tuple(found.left), change)
+        return Report(tuple(found.converted), tuple(found.left), change, sought)
 
 
 def _require_unwrapped(model: nn.Module, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from normalform import layers
+from normalform.recipes import meant
 from normalform.surgery.kinds import (
     AFFINE,
     CLASSES,
@@ -117,8 +118,13 @@ def targets(mapping: Mapping[str, str]) -> dict[str, Target]:
     found: dict[str, Target] = {}
     for key, name in mapping.items():
         if key not in CLASSES:
-            known = ", ".join(CLASSES)
-            raise ValueError(f"convert: {key!r} is no kind of norm to look for; known: {known}")
+            near = meant(key, CLASSES) if isinstance(key, str) else ""
+            known = f"{near}known: {', '.join(CLASSES)}"
+            raise ValueError(f"convert: {key!r} is no kind of norm to look for; {known}")
+        if not isinstance(name, str):
+            raise TypeError(
+                f'convert: what {key!r} becomes is a name such as "group:32", got {name!r}'
+            )
         layers.get_norm_layer(name, 1)  # which says what is wrong with a name
         stem, _, number = name.partition(":")
         found[key] = Target(stem, int(number) if number else None)

@@ -61,7 +61,7 @@ def freeze(model: nn.Module, *, affine: bool = True, example: Any = None) -> Rep
         found.left = [row for row in found.left if _runs(model.get_submodule(row.names[0]))]
         return found
 
-    return changed(model, plan, example)
+    return changed(model, plan, example, "norms with running statistics")
 
 
 def unfreeze(model: nn.Module) -> Report:
@@ -98,7 +98,7 @@ def unfreeze(model: nn.Module) -> Report:
         if remembered(norm) is None:
             plan.forms.append((norm, form))
             plan.converted.append(rows[id(norm)])
-    return changed(model, lambda seen: plan)
+    return changed(model, lambda seen: plan, sought="frozen norms")
 
 
 def _is_frozen(norm: nn.Module) -> bool:

@@ -72,18 +72,20 @@ class Report:
         converted: those that were touched, in the order of the model; ``len()`` counts them.
         left: those that were not, and why.
         effect: by how much the outputs for an example change, None without one.
+        sought: what was looked for.
     """
 
     converted: tuple[Converted, ...] = ()
     left: tuple[Left, ...] = ()
     effect: Effect | None = None
+    sought: str = "norms"
 
     def __len__(self) -> int:
         return len(self.converted)
 
     def __str__(self) -> str:
         if not self.converted and not self.left:
-            return "no norms found"
+            return f"no {self.sought} found"
         head = f"converted {_counted([row.before for row in self.converted])}"
         if self.left:
             head += f"; left {_counted([row.kind for row in self.left])}"

@@ -105,7 +105,7 @@ class Layout:
         self.parts = -(-p[t.UNITS] // p[t.ITEMS_A_PART])
         p[t.AT_SUMS], self.temporary = 2 * values, 3 * values + 1  # see rows.singles
         self.small = 3 * int(p[t.UNITS])
-        self.scratch = 2 * values + 2 * self.parts * (values + row_gradients.APART)
+        self.scratch = 2 * values + 2 * int(self.parts) * (values + row_gradients.APART)
 
     def _lay_units(self) -> None:
         p, r = self.table, self.request
