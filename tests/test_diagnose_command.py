@@ -59,6 +59,9 @@ def fails():
 def number():
     return 3
 
+def build(norm_layer):
+    return norm_layer(3)
+
 def nothing_at_all(output, y):
     return None
 """
@@ -150,6 +153,11 @@ def test_data_from_a_file(app, capsys):
         (["theapp:nothing"], "module theapp has no nothing"),
         (["theapp:fails"], "KeyError: 'no such width'"),
         (["theapp:number"], "it returned int, not a torch.nn.Module"),
+        (
+            ["theapp:sgd"],
+            "model theapp:sgd takes model: name a function that takes nothing",
+        ),
+        (["theapp:build"], "model theapp:build takes norm_layer: name a function that takes noth"),
         (["nowhere.pth"], "nowhere.pth: no such file"),
         (["theapp:sound", "--data", "theapp:nobody"], "data theapp:nobody: module theapp has no"),
         (["theapp:sound", "--data", "missing.npz"], "data missing.npz: no such file"),

@@ -248,7 +248,7 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
         "256 to 26 million elements, and small networks before and after nf.convert. Everything "
         "is measured in turns, and kept as a table (results.csv) and pictures.",
     )
-    parser.add_argument("--quick", action="store_true", help="a look in half a minute")
+    parser.add_argument("--quick", action="store_true", help="a look in a minute")
     parser.add_argument("--norms", type=_words, help="as batch,instance,switch, or none")
     parser.add_argument("--models", type=_words, help="as unet2d,transformer, or none")
     parser.add_argument(

@@ -112,7 +112,7 @@ def _subject(options: Options) -> nn.Module | Mapping[str, Any]:
         if isinstance(found, nn.Module | Mapping):
             return cast(Any, found)
         raise ValueError(f"{path} holds a {type(found).__name__}, neither tensors nor a model")
-    found = resolve(options.source)
+    found = resolve(options.source, alone=True)
     with _names_who_raises(f"model {options.source}"):
         model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):

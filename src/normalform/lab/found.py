@@ -15,8 +15,12 @@ from torch import nn
 _PARAMETER = "norm_layer"
 
 
-def resolve(source: Any) -> Any:
+def resolve(source: Any, *, alone: bool = False) -> Any:
     """The constructor or model that ``source`` names, or is.
+
+    Args:
+        source: its name, or itself.
+        alone: it is called once, without a norm.
 
     Raises:
         ValueError: it has another form than those of this module.
@@ -28,13 +32,15 @@ def resolve(source: Any) -> Any:
         return found
     if not callable(found):
         raise ValueError(f"model {label}: neither a model nor a function that makes one")
-    if not takes_norm(found):
-        needed = [p.name for p in _parameters(found) if _is_needed(p)]
-        if needed:
-            raise ValueError(
-                f"model {label} takes {', '.join(needed)}: give it one parameter {_PARAMETER}, "
-                "called with each norm, or none, and its norms are exchanged"
-            )
+    if alone and (needed := _needed(found)):
+        raise ValueError(
+            f"model {label} takes {', '.join(needed)}: name a function that takes nothing"
+        )
+    if needed := _needed(found, besides=_PARAMETER):
+        raise ValueError(
+            f"model {label} takes {', '.join(needed)}: give it one parameter {_PARAMETER}, "
+            "called with each norm, or none, and its norms are exchanged"
+        )
     return found
 
 
@@ -42,8 +48,8 @@ def takes_norm(found: Any) -> bool:
     """Whether it is a constructor to be called with a norm layer."""
     if isinstance(found, nn.Module):
         return False
-    parameters = _parameters(found)
-    return any(p.name == _PARAMETER for p in parameters) and not any(map(_is_needed, parameters))
+    takes = any(p.name == _PARAMETER for p in _parameters(found))
+    return takes and not _needed(found, besides=_PARAMETER)
 
 
 def sources_of(found: Any, model: nn.Module) -> str:
@@ -107,6 +113,8 @@ def _parameters(found: Any) -> list[inspect.Parameter]:
         return []
 
 
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    loose = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not loose and parameter.name != _PARAMETER
+def _needed(found: Any, besides: str | None = None) -> list[str]:
+    """The parameters that have to be given."""
+    loose = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    required = [p for p in _parameters(found) if p.default is p.empty and p.kind not in loose]
+    return [p.name for p in required if p.name != besides]
