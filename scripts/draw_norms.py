@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from normalform.drawing import sheet as draw
+from normalform.drawing.card import sheet as draw
 
 TARGET = Path(__file__).parent.parent / "docs" / "norms.svg"
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from contrast import contrast
 from normalform import reference
-from normalform.drawing import Sets, card, example_shape, sheet, sized
+from normalform.drawing import Sets, example_shape, sized
+from normalform.drawing.card import card, sheet
 from normalform.drawing.sets import MARKS, Most, kept
 from normalform.drawing.style import DARK, LIGHT, css
 from normalform.drawing.svg import NAMESPACE, live, still

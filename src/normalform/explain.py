@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normalform import functional, kernels, layers, path
-from normalform.drawing import Sets, card, example_shape, sized
+from normalform.drawing import Sets, example_shape, sized
 from normalform.recipes import NORMS, Recipe, named, recipe
 
 FROZEN = (layers.FrozenBatchNorm1d, layers.FrozenBatchNorm2d, layers.FrozenBatchNorm3d)
@@ -108,6 +108,8 @@ class Explanation:
         Raises:
             ValueError: a tensor that cannot be drawn.
         """
+        from normalform.drawing.card import card
+
         sets = self.sets
         notation = "a blend" if len(sets) > 1 else str(self.laid[0])
         return card(self.title, notation, sets, [*self.lines, *more])

@@ -4,8 +4,6 @@
 paper, ``svg.py`` writes it down, ``card.py`` says something beside it.
 """
 
-from normalform.drawing.card import card as card
-from normalform.drawing.card import sheet as sheet
 from normalform.drawing.sets import Sets as Sets
 from normalform.drawing.sets import example_shape as example_shape
 from normalform.drawing.sets import sized as sized

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from normalform.drawing import sheet
+from normalform.drawing.card import sheet
 from normalform.lab.explain import subject, terminal
 from normalform.lab.explain.files import refuse_other_files, save
 from normalform.lab.explain.numbers import Numbers
